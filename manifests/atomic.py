@@ -1,0 +1,58 @@
+"""Atomic writes: a file under its final name is always whole."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+TEMPORARY_PREFIX = ".tmp-"
+
+
+@contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success sync it and rename it to ``path``, on error remove it."""
+    final = Path(path)
+    final.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays last, since some writers choose the format by it.
+    temporary = final.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{final.name}")
+    try:
+        yield temporary
+        with open(temporary, "rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, final)
+        sync_folder(final.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside ``folder`` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_bytes(path: Path | str, data: bytes) -> None:
+    """Write ``data`` to ``path`` atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_json(path: Path | str, value: Any) -> None:
+    """Write ``value`` as readable JSON, keys sorted, atomically."""
+    write_bytes(path, (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def canonical_json(value: Any) -> str:
+    """One text for one value: sorted keys, no spaces. The base of every identity hash."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def content_hash(value: Any, digits: int = 64) -> str:
+    """Hex SHA-256 of ``canonical_json(value)``, cut to ``digits``."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()[:digits]

@@ -1,0 +1,37 @@
+"""Finding a corpus by name or by the path of a YAML layout."""
+
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from manifests.corpora.base import Corpus
+from manifests.corpora.layout import FolderLayout
+from manifests.corpora.slakh import Slakh2100
+from manifests.errors import CorpusError
+
+ENTRY_POINTS = "mgeldm.corpora"
+_LAYOUTS = Path(__file__).with_name("layouts")
+_ADAPTERS: dict[str, type[Corpus]] = {"slakh2100": Slakh2100}
+
+
+def corpus_names() -> list[str]:
+    """Names that `get_corpus` knows: adapters, shipped layouts, third parties' entry points."""
+    layouts = {path.stem for path in _LAYOUTS.glob("*.yaml")}
+    return sorted({*_ADAPTERS, *layouts, *(point.name for point in entry_points(group=ENTRY_POINTS))})
+
+
+def get_corpus(name: str) -> Corpus:
+    """The corpus called ``name``, or the layout at the path ``name`` if it ends in .yaml or .yml.
+
+    Raises:
+        CorpusError: no such corpus or layout, or the layout is wrong.
+    """
+    if name.endswith((".yaml", ".yml")):
+        return FolderLayout.load(Path(name))
+    if name in _ADAPTERS:
+        return _ADAPTERS[name]()
+    if (path := _LAYOUTS / f"{name}.yaml").is_file():
+        return FolderLayout.load(path)
+    for point in entry_points(group=ENTRY_POINTS, name=name):
+        corpus: Corpus = point.load()()
+        return corpus
+    raise CorpusError(f"{name}: no such corpus; known: {', '.join(corpus_names())}; or give the path of a layout .yaml")

@@ -1,0 +1,41 @@
+"""Problem codes: what can be wrong with a song or a stem, and what follows from it.
+
+Nothing wrong is ever dropped: a song stays in the manifest with its problems, and the plan counts what it passed over.
+"""
+
+from enum import StrEnum
+
+
+class Effect(StrEnum):
+    """What a problem means for the use of the song."""
+
+    SONG = "song"
+    """The whole song cannot be used."""
+    STEM = "stem"
+    """The stem cannot be used; the song can, without it, as long as two stems remain."""
+    NOTE = "note"
+    """Nothing is lost; a person may want to know."""
+
+
+PROBLEMS: dict[str, tuple[Effect, str]] = {
+    "metadata": (Effect.SONG, "a metadata file is missing or cannot be parsed"),
+    "no_stems": (Effect.SONG, "no stem file was found"),
+    "single_stem": (Effect.SONG, "fewer than two usable stems: there is no submix"),
+    "missing": (Effect.STEM, "the file is listed but not on disk"),
+    "outside_root": (Effect.STEM, "the path leaves the root of the corpus"),
+    "unreadable": (Effect.STEM, "the file cannot be decoded"),
+    "truncated": (Effect.STEM, "the file ends before its header says"),
+    "empty": (Effect.STEM, "the file holds no samples"),
+    "not_finite": (Effect.STEM, "samples are NaN or infinite"),
+    "silent": (Effect.STEM, "no 100 ms frame is active"),
+    "changed": (Effect.STEM, "the file is not the one that was scanned"),
+    "unequal_length": (Effect.NOTE, "stems differ in length; shorter ones are padded"),
+    "mixture_unreadable": (Effect.NOTE, "the mixture file cannot be used; the mix is the sum of the stems"),
+    "unmapped_label": (Effect.NOTE, "the label is not in the vocabulary; it is kept as it is"),
+    "no_audio": (Effect.NOTE, "metadata names a stem that has no audio file"),
+}
+
+
+def effect(code: str) -> Effect:
+    """The effect of a problem code. Raises KeyError for a code that is not in `PROBLEMS`."""
+    return PROBLEMS[code][0]

@@ -1,0 +1,336 @@
+"""The shard sample: the one place that knows what a sample is, how it lies in a tar, and how it is found again.
+
+    DATA/
+      shards/NAME.tar      WebDataset: KEY.latents.npy  KEY.embeddings.npy  KEY.json  for each sample
+      shards/NAME.json     sidecar: marks the shard complete (samples, sha256, plan, encoder, failures)
+      index.parquet        one row a sample
+      dataset.json         the card: codec and embedder identity, latent statistics, counts, licences
+      prompts.safetensors  text embeddings of every text of the splits
+"""
+
+import hashlib
+import io
+import json
+import mmap
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from manifests.atomic import atomic_path, canonical_json, write_json
+from manifests.errors import ShardError
+from manifests.songs import read_table, write_table
+
+SAMPLE_VERSION = "1"
+INDEX_VERSION = "1"
+TRACKS = ("mix", "submix", "source")
+
+INDEX_FILE = "index.parquet"
+CARD_FILE = "dataset.json"
+PROMPTS_FILE = "prompts.safetensors"
+SHARDS_FOLDER = "shards"
+
+Array = npt.NDArray[np.float16]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sample:
+    """One window with its mix and K splits."""
+
+    key: str
+    """The window id."""
+    latents: Array
+    """``[1 + 2K, C, L]``: mix, then submix and source of each split; the VAE's mean."""
+    embeddings: Array
+    """``[1 + 2K, W, D]``: audio embeddings at W hops, unit length."""
+    meta: dict[str, Any]
+    """Song id, corpus, subset, start, splits with labels and texts, loudness, versions."""
+
+    def __post_init__(self) -> None:
+        splits = len(self.meta["splits"])
+        for name, array in (("latents", self.latents), ("embeddings", self.embeddings)):
+            if array.dtype != np.float16 or array.ndim != 3 or array.shape[0] != 1 + 2 * splits:
+                raise ShardError(
+                    f"{self.key}: {name} must be float16 [{1 + 2 * splits}, ., .], got {array.dtype} {array.shape}"
+                )
+            if not np.isfinite(array).all():
+                raise ShardError(f"{self.key}: {name} hold NaN or infinite values")
+
+    def tracks(self, split: int) -> tuple[Array, Array]:
+        """Latents ``[3, C, L]`` and embeddings ``[3, W, D]`` of one split, in the order mix, submix, source."""
+        rows = [0, 1 + 2 * split, 2 + 2 * split]
+        return self.latents[rows], self.embeddings[rows]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IndexRow:
+    """Where a sample lies. Offsets are bytes from the beginning of the tar file."""
+
+    shard: str
+    offset: int
+    size: int
+    key: str
+    corpus: str
+    subset: str
+    song_id: str
+    splits: int
+    instruments: tuple[str, ...]
+    """Instruments that are a source in one of the splits."""
+    latents_offset: int
+    embeddings_offset: int
+    json_offset: int
+    json_size: int
+    checksum: str
+    """Hex SHA-256 of the sample's bytes in the tar."""
+
+
+INDEX_SCHEMA = pa.schema(
+    [
+        pa.field("shard", pa.string(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("corpus", pa.string(), nullable=False),
+        pa.field("subset", pa.string(), nullable=False),
+        pa.field("song_id", pa.string(), nullable=False),
+        pa.field("splits", pa.int32(), nullable=False),
+        pa.field("instruments", pa.list_(pa.string()), nullable=False),
+        pa.field("latents_offset", pa.int64(), nullable=False),
+        pa.field("embeddings_offset", pa.int64(), nullable=False),
+        pa.field("json_offset", pa.int64(), nullable=False),
+        pa.field("json_size", pa.int64(), nullable=False),
+        pa.field("checksum", pa.string(), nullable=False),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetCard:
+    """`dataset.json`: what a reader must know before it opens a shard."""
+
+    version: str
+    encoder: str
+    """Hash over everything that decides the latents and embeddings."""
+    codec: dict[str, Any]
+    """Identity and spec."""
+    embedder: dict[str, Any]
+    """Identity and spec."""
+    embed_hop_s: float
+    prompt_template: str
+    """Text embeddings are of this template with the split's text in place of ``{}``."""
+    latent_mean: tuple[float, ...]
+    """Per channel, over all tracks."""
+    latent_std: tuple[float, ...]
+    silence_latent: tuple[float, ...]
+    """The codec's answer to digital silence, per channel, away from edges."""
+    samples: int
+    songs: int
+    hours: float
+    subsets: dict[str, int]
+    instruments: dict[str, int]
+    licenses: dict[str, int]
+    failures: int
+
+    @property
+    def frames_per_second(self) -> float:
+        """Latent frames a second."""
+        return float(self.codec["spec"]["sample_rate"] / self.codec["spec"]["hop"])
+
+
+def encode_array(array: npt.NDArray[Any]) -> bytes:
+    """The array as an ``.npy`` file."""
+    buffer = io.BytesIO()
+    np.save(buffer, array, allow_pickle=False)
+    return buffer.getvalue()
+
+
+def write_shard(path: Path, samples: Iterable[Sample]) -> tuple[list[IndexRow], str, int]:
+    """Write samples as a tar atomically. Returns their index rows, the file's SHA-256 and its size in bytes.
+
+    The bytes depend on the samples alone: no times, owners or host names go into the headers.
+    """
+    rows: list[IndexRow] = []
+    with atomic_path(path) as temporary:
+        with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+            for sample in samples:
+                begin = tar.offset
+                text = canonical_json(sample.meta).encode()
+                offsets = [
+                    _add(tar, f"{sample.key}.{suffix}", data)
+                    for suffix, data in (
+                        ("latents.npy", encode_array(sample.latents)),
+                        ("embeddings.npy", encode_array(sample.embeddings)),
+                        ("json", text),
+                    )
+                ]
+                rows.append(_row(path.name, sample, begin, tar.offset - begin, offsets, len(text)))
+        digest = hashlib.sha256()
+        with open(temporary, "rb") as handle:
+            for number, row in enumerate(rows):
+                part = handle.read(row.size)
+                digest.update(part)
+                rows[number] = IndexRow(**{**asdict(row), "checksum": hashlib.sha256(part).hexdigest()})
+            digest.update(handle.read())
+        size = temporary.stat().st_size
+    return rows, digest.hexdigest(), size
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> int:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    info.mode = 0o644
+    offset = tar.offset + tarfile.BLOCKSIZE
+    tar.addfile(info, io.BytesIO(data))
+    return offset
+
+
+def _row(shard: str, sample: Sample, begin: int, size: int, offsets: list[int], json_size: int) -> IndexRow:
+    splits = sample.meta["splits"]
+    return IndexRow(
+        shard=shard,
+        offset=begin,
+        size=size,
+        key=sample.key,
+        corpus=sample.meta["corpus"],
+        subset=sample.meta["subset"],
+        song_id=sample.meta["song_id"],
+        splits=len(splits),
+        instruments=tuple(sorted({name for split in splits for name in split["source_instruments"]})),
+        latents_offset=offsets[0],
+        embeddings_offset=offsets[1],
+        json_offset=offsets[2],
+        json_size=json_size,
+        checksum="",
+    )
+
+
+def write_index(data: Path, rows: Iterable[IndexRow]) -> None:
+    """Write ``index.parquet``, rows sorted by shard and offset."""
+    ordered = sorted(rows, key=lambda row: (row.shard, row.offset))
+    table = pa.Table.from_pylist([asdict(row) for row in ordered], schema=INDEX_SCHEMA)
+    write_table(data / INDEX_FILE, table, "index", INDEX_VERSION, {})
+
+
+def read_index(data: Path) -> list[IndexRow]:
+    """Read ``index.parquet`` of a data set folder. Raises ManifestError."""
+    table, _ = read_table(data / INDEX_FILE, "index", INDEX_VERSION, INDEX_SCHEMA)
+    return [IndexRow(**{**row, "instruments": tuple(row["instruments"])}) for row in table.to_pylist()]
+
+
+def write_card(data: Path, card: DatasetCard) -> None:
+    """Write ``dataset.json``."""
+    write_json(data / CARD_FILE, asdict(card))
+
+
+def read_card(data: Path) -> DatasetCard:
+    """Read ``dataset.json``. Raises ShardError."""
+    path = data / CARD_FILE
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ShardError(f"{path}: missing; {data} is no finished data set (run `mgeldm encode` to its end)") from None
+    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ShardError(f"{path}: not readable ({error})") from None
+    if raw.get("version") != SAMPLE_VERSION:
+        raise ShardError(f"{path}: samples of version {raw.get('version')}, this program reads {SAMPLE_VERSION}")
+    try:
+        vectors = {name: tuple(raw[name]) for name in ("latent_mean", "latent_std", "silence_latent")}
+        return DatasetCard(**{**raw, **vectors})
+    except (KeyError, TypeError) as error:
+        raise ShardError(f"{path}: not a data set card ({error})") from None
+
+
+def write_prompts(path: Path, prompts: Mapping[str, npt.NDArray[np.float32]]) -> None:
+    """Write text embeddings: one tensor ``[P, D]`` and, in the metadata, the list of texts."""
+    texts = sorted(prompts)
+    with atomic_path(path) as temporary:
+        save_file({"embeddings": np.stack([prompts[text] for text in texts])}, temporary, {"texts": json.dumps(texts)})
+
+
+def read_prompts(data: Path) -> dict[str, npt.NDArray[np.float32]]:
+    """Text -> embedding ``[D]`` of a data set folder. Raises ShardError."""
+    path = data / PROMPTS_FILE
+    try:
+        with safe_open(path, "np") as handle:
+            texts = json.loads(handle.metadata()["texts"])
+            return dict(zip(texts, handle.get_tensor("embeddings"), strict=True))
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise ShardError(f"{path}: not readable ({error}); encode writes it anew") from None
+
+
+class ShardReader:
+    """Random access to the samples of a data set folder: ``reader[window_id]``.
+
+    Shards are mapped into memory, not read: only the pages of the samples that are asked for are touched.
+    """
+
+    def __init__(self, data: Path | str) -> None:
+        """Open a data set folder. Raises ManifestError or ShardError."""
+        self.data = Path(data)
+        self.card = read_card(self.data)
+        self.rows = read_index(self.data)
+        self._by_key = {row.key: row for row in self.rows}
+        self._maps: dict[str, mmap.mmap] = {}
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_key)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._by_key
+
+    def __getitem__(self, key: str) -> Sample:
+        """The sample of a window id. Raises KeyError for an unknown id and ShardError for a damaged shard."""
+        return self.read(self._by_key[key])
+
+    def read(self, row: IndexRow) -> Sample:
+        """The sample at an index row. Raises ShardError when the shard is missing or damaged there."""
+        shard = self._map(row.shard)
+        if row.offset + row.size > len(shard):
+            raise ShardError(f"{self.data / SHARDS_FOLDER / row.shard}: ends before sample {row.key}; verify the shards")
+        try:
+            return Sample(
+                key=row.key,
+                latents=_array(shard, row.latents_offset),
+                embeddings=_array(shard, row.embeddings_offset),
+                meta=json.loads(shard[row.json_offset : row.json_offset + row.json_size]),
+            )
+        except (ValueError, KeyError) as error:
+            raise ShardError(
+                f"{self.data / SHARDS_FOLDER / row.shard}: sample {row.key} is damaged ({error}); verify the shards"
+            ) from None
+
+    def raw(self, row: IndexRow) -> bytes:
+        """The sample's bytes in the tar, as the checksum of the index covers them."""
+        return self._map(row.shard)[row.offset : row.offset + row.size]
+
+    def _map(self, shard: str) -> mmap.mmap:
+        if shard not in self._maps:
+            path = self.data / SHARDS_FOLDER / shard
+            try:
+                with open(path, "rb") as handle:
+                    self._maps[shard] = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+            except (OSError, ValueError) as error:
+                raise ShardError(f"{path}: cannot be opened ({error}), though the index names it") from None
+        return self._maps[shard]
+
+
+def _array(shard: mmap.mmap, offset: int) -> Array:
+    """Read the ``.npy`` at ``offset`` without copying; the array is read-only."""
+    shard.seek(offset)
+    version = np.lib.format.read_magic(shard)
+    if version != (1, 0):
+        raise ValueError(f"npy version {version}")
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(shard)
+    if fortran or dtype.hasobject:
+        raise ValueError(f"npy of {dtype} in Fortran order {fortran}")
+    return np.frombuffer(shard, dtype, int(np.prod(shape)), shard.tell()).reshape(shape)

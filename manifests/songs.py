@@ -1,0 +1,234 @@
+"""`songs.parquet`, the manifest: one row a song, its stems, what was measured and what is wrong."""
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from manifests.atomic import atomic_path, canonical_json
+from manifests.errors import ManifestError
+from manifests.problems import PROBLEMS, Effect, effect
+
+SONGS_VERSION = "1"
+ACTIVITY_FRAME_S = 0.1
+SUBSETS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Something wrong with a song (``stem_id`` None) or with one of its stems."""
+
+    code: str
+    stem_id: str | None = None
+    detail: str = ""
+
+    def __post_init__(self) -> None:
+        if self.code not in PROBLEMS:
+            raise ManifestError(f"unknown problem code {self.code!r}; known: {', '.join(PROBLEMS)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stem:
+    """One isolated recording. Measured fields are None until the file could be decoded."""
+
+    stem_id: str
+    path: str
+    """Path below the corpus root, with forward slashes."""
+    stream: int | None = None
+    """Index among the audio streams of a multi-stream file."""
+    label: str
+    """The label as the corpus says it."""
+    instrument: str
+    """The canonical instrument of the vocabulary."""
+    family: str
+    sample_rate: int | None = None
+    channels: int | None = None
+    frames: int | None = None
+    """Samples per channel at the stem's own rate."""
+    offset_frames: int = 0
+    """Where the stem begins in the song, in frames of its own rate."""
+    lufs: float | None = None
+    """Integrated loudness (ITU-R BS.1770); None for silence or under 0.4 s."""
+    peak_dbfs: float | None = None
+    """Sample peak; None for digital silence."""
+    activity: bytes = b""
+    """Packed bits (numpy.packbits), one per 100 ms."""
+    fingerprint: str | None = None
+    """Hash of the decoded samples."""
+    size: int | None = None
+    """Bytes of the file when it was measured."""
+    mtime_ns: int | None = None
+    """Modification time of the file when it was measured."""
+
+    def active(self) -> npt.NDArray[np.bool_]:
+        """Activity as booleans `[ceil(duration / 0.1 s)]` on the stem's own time."""
+        if not self.frames or not self.sample_rate:
+            return np.zeros(0, dtype=np.bool_)
+        count = activity_frames(self.frames, self.sample_rate)
+        return np.unpackbits(np.frombuffer(self.activity, dtype=np.uint8), count=count).astype(np.bool_)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Song:
+    """One row of the manifest."""
+
+    song_id: str
+    """Corpus name, a slash, and the song's own path or id in the corpus."""
+    corpus: str
+    root: str
+    """Folder that the paths of this row are below."""
+    subset: str
+    sample_rate: int | None = None
+    """Highest rate among the readable stems."""
+    frames: int | None = None
+    """Length of the longest stem in frames of ``sample_rate``."""
+    duration_s: float = 0.0
+    mixture: str | None = None
+    stems: tuple[Stem, ...] = ()
+    license: str = ""
+    problems: tuple[Problem, ...] = ()
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def usable_stems(self) -> tuple[Stem, ...]:
+        """Stems that no problem excludes; empty when a problem excludes the song."""
+        if any(effect(problem.code) is Effect.SONG for problem in self.problems):
+            return ()
+        excluded = {problem.stem_id for problem in self.problems if effect(problem.code) is Effect.STEM}
+        return tuple(stem for stem in self.stems if stem.stem_id not in excluded)
+
+
+def activity_frames(frames: int, sample_rate: int) -> int:
+    """Number of 100 ms activity frames that cover ``frames`` samples."""
+    return -(-frames * 10 // sample_rate)
+
+
+_STEM = pa.struct(
+    [
+        pa.field("stem_id", pa.string(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("stream", pa.int32()),
+        pa.field("label", pa.string(), nullable=False),
+        pa.field("instrument", pa.string(), nullable=False),
+        pa.field("family", pa.string(), nullable=False),
+        pa.field("sample_rate", pa.int32()),
+        pa.field("channels", pa.int32()),
+        pa.field("frames", pa.int64()),
+        pa.field("offset_frames", pa.int64(), nullable=False),
+        pa.field("lufs", pa.float64()),
+        pa.field("peak_dbfs", pa.float64()),
+        pa.field("activity", pa.binary(), nullable=False),
+        pa.field("fingerprint", pa.string()),
+        pa.field("size", pa.int64()),
+        pa.field("mtime_ns", pa.int64()),
+    ]
+)
+_PROBLEM = pa.struct(
+    [
+        pa.field("code", pa.string(), nullable=False),
+        pa.field("stem_id", pa.string()),
+        pa.field("detail", pa.string(), nullable=False),
+    ]
+)
+SONGS_SCHEMA = pa.schema(
+    [
+        pa.field("song_id", pa.string(), nullable=False),
+        pa.field("corpus", pa.string(), nullable=False),
+        pa.field("root", pa.string(), nullable=False),
+        pa.field("subset", pa.string(), nullable=False),
+        pa.field("sample_rate", pa.int32()),
+        pa.field("frames", pa.int64()),
+        pa.field("duration_s", pa.float64(), nullable=False),
+        pa.field("mixture", pa.string()),
+        pa.field("stems", pa.list_(_STEM), nullable=False),
+        pa.field("license", pa.string(), nullable=False),
+        pa.field("problems", pa.list_(_PROBLEM), nullable=False),
+        pa.field("extra", pa.string(), nullable=False),
+    ]
+)
+
+
+def write_table(path: Path | str, table: pa.Table, kind: str, version: str, metadata: dict[str, str]) -> None:
+    """Write a Parquet table atomically, with its kind and version in the file's metadata."""
+    keys = {f"mgeldm.{kind}.version": version} | {f"mgeldm.{key}": value for key, value in metadata.items()}
+    with atomic_path(path) as temporary:
+        pq.write_table(table.replace_schema_metadata(keys), temporary, compression="zstd", row_group_size=10_000)
+
+
+def read_table(path: Path | str, kind: str, version: str, schema: pa.Schema) -> tuple[pa.Table, dict[str, str]]:
+    """Read a table written by `write_table`; check kind, version and schema. Returns it and its metadata.
+
+    Raises:
+        ManifestError: no such file, not Parquet, another kind or version, or other columns.
+    """
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError:
+        raise ManifestError(f"{path}: no such file; it is made by an earlier stage (see `mgeldm --help`)") from None
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ManifestError(f"{path}: not a readable Parquet file ({error})") from None
+    raw = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+    found = raw.get(f"mgeldm.{kind}.version")
+    if found is None:
+        raise ManifestError(f"{path}: not a {kind} table of mgeldm (no version in its metadata)")
+    if found != version:
+        raise ManifestError(f"{path}: {kind} version {found}, this program reads {version}; make it anew")
+    if not table.schema.equals(schema, check_metadata=False):
+        raise ManifestError(f"{path}: columns differ from the {kind} schema version {version}; make it anew")
+    return table, {key.removeprefix("mgeldm."): value for key, value in raw.items() if key.startswith("mgeldm.")}
+
+
+def write_songs(path: Path | str, songs: Iterable[Song], metadata: dict[str, str] | None = None) -> None:
+    """Write the manifest, rows sorted by ``song_id``. Raises ManifestError if two songs share an id."""
+    ordered = sorted(songs, key=lambda song: song.song_id)
+    for first, second in zip(ordered, ordered[1:], strict=False):
+        if first.song_id == second.song_id:
+            raise ManifestError(f"{first.song_id}: two songs with this id, below {first.root} and {second.root}")
+    rows = [asdict(song) | {"extra": canonical_json(song.extra)} for song in ordered]
+    write_table(path, pa.Table.from_pylist(rows, schema=SONGS_SCHEMA), "songs", SONGS_VERSION, metadata or {})
+
+
+def read_songs(path: Path | str) -> list[Song]:
+    """Read a manifest. Raises ManifestError when the file is missing or is no manifest of this version."""
+    table, _ = read_table(path, "songs", SONGS_VERSION, SONGS_SCHEMA)
+    return [_song(row) for row in table.to_pylist()]
+
+
+def songs_metadata(path: Path | str) -> dict[str, str]:
+    """The key-value metadata of a manifest, such as the configuration it was measured with."""
+    return read_table(path, "songs", SONGS_VERSION, SONGS_SCHEMA)[1]
+
+
+def _song(row: dict[str, Any]) -> Song:
+    return Song(
+        **{
+            **row,
+            "stems": tuple(Stem(**stem) for stem in row["stems"]),
+            "problems": tuple(Problem(**problem) for problem in row["problems"]),
+            "extra": json.loads(row["extra"]),
+        }
+    )
+
+
+def inside(root: Path, relative: str) -> Path | None:
+    """The path of ``relative`` below ``root``, or None when it would leave it (absolute, ``..``, or by a link)."""
+    pure = PurePosixPath(relative)
+    if pure.is_absolute() or ".." in pure.parts or "\x00" in relative:
+        return None
+    resolved_root = root.resolve()
+    return root / relative if (root / relative).resolve().is_relative_to(resolved_root) else None
+
+
+def count_problems(songs: Sequence[Song]) -> dict[str, int]:
+    """How often each problem code stands in the manifest, most frequent first."""
+    counts: dict[str, int] = {}
+    for song in songs:
+        for problem in song.problems:
+            counts[problem.code] = counts.get(problem.code, 0) + 1
+    return dict(sorted(counts.items(), key=lambda item: (-item[1], item[0])))

@@ -1,0 +1,173 @@
+"""Units of the encode job: fixed lists of whole songs, their names, sidecars and failures.
+
+The assignment of songs to units is kept in ``units.parquet`` and only grows: songs added later make new units and
+touch no old one.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from manifests.atomic import content_hash, write_json
+from manifests.shards import SHARDS_FOLDER, IndexRow
+from manifests.songs import Song, read_table, write_table
+from manifests.splits import Window
+
+UNITS_VERSION = "1"
+FAILURES_VERSION = "1"
+UNITS_FILE = "units.parquet"
+FAILURES_FILE = "failures.parquet"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unit:
+    """The songs of one shard, all of one corpus and subset."""
+
+    corpus: str
+    subset: str
+    songs: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """A window that could not be encoded."""
+
+    unit: str
+    song_id: str
+    window_id: str
+    stage: str
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sidecar:
+    """What stands beside a shard and marks it complete."""
+
+    shard: str
+    sha256: str
+    size: int
+    plan: str
+    """Hash over the unit's windows and their splits."""
+    encoder: str
+    rows: tuple[IndexRow, ...]
+    failures: tuple[Failure, ...] = ()
+    latent_count: int = 0
+    """Latent frames behind the sums, over all tracks."""
+    latent_sum: tuple[float, ...] = ()
+    latent_squares: tuple[float, ...] = ()
+    seconds: float = 0.0
+    """Duration of the windows that were written."""
+    songs: tuple[str, ...] = field(default=())
+
+
+UNITS_SCHEMA = pa.schema(
+    [
+        pa.field("corpus", pa.string(), nullable=False),
+        pa.field("subset", pa.string(), nullable=False),
+        pa.field("songs", pa.list_(pa.string()), nullable=False),
+    ]
+)
+FAILURES_SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=False) for name in Failure.__dataclass_fields__])
+
+
+def assign_units(
+    known: Sequence[Unit], windows: Mapping[str, Sequence[Window]], songs: Mapping[str, Song], windows_per_shard: int
+) -> list[Unit]:
+    """``known`` units, and new ones for the songs of the plan that stand in none of them.
+
+    New units take whole songs in the order of their ids until ``windows_per_shard`` windows are reached.
+    """
+    placed = {(unit.corpus, unit.subset, song) for unit in known for song in unit.songs}
+    units = list(known)
+    open_unit: list[str] = []
+    count = 0
+    group: tuple[str, str] | None = None
+
+    def close() -> None:
+        nonlocal open_unit, count
+        if open_unit and group:
+            units.append(Unit(corpus=group[0], subset=group[1], songs=tuple(open_unit)))
+        open_unit, count = [], 0
+
+    for song_id in sorted(windows, key=lambda name: (songs[name].corpus, songs[name].subset, name)):
+        song = songs[song_id]
+        if (song.corpus, song.subset, song_id) in placed:
+            continue
+        if group != (song.corpus, song.subset) or (count and count + len(windows[song_id]) > windows_per_shard):
+            close()
+        group = (song.corpus, song.subset)
+        open_unit.append(song_id)
+        count += len(windows[song_id])
+    close()
+    return units
+
+
+def plan_hash(windows: Iterable[Window], songs: Mapping[str, Song]) -> str:
+    """Hash over windows, their splits, and the decoded audio of the stems they use (its fingerprints)."""
+    parts = []
+    for window in windows:
+        used = {stem for split in window.splits for stem in (*split.source, *split.submix)}
+        prints = {stem.stem_id: stem.fingerprint for stem in songs[window.song_id].stems if stem.stem_id in used}
+        parts.append([asdict(window), prints])
+    return content_hash(parts)
+
+
+def unit_name(unit: Unit, plan: str, encoder: str) -> str:
+    """``CORPUS-SUBSET-HASH``: the hash covers the plan of the unit and the encoder's identity."""
+    return f"{unit.corpus}-{unit.subset}-{content_hash([plan, encoder], 12)}"
+
+
+def write_units(data: Path, units: Sequence[Unit]) -> None:
+    """Write ``units.parquet``."""
+    table = pa.Table.from_pylist([asdict(unit) for unit in units], schema=UNITS_SCHEMA)
+    write_table(data / UNITS_FILE, table, "units", UNITS_VERSION, {})
+
+
+def read_units(data: Path) -> list[Unit]:
+    """Read ``units.parquet``; none when it does not exist. Raises ManifestError."""
+    if not (data / UNITS_FILE).exists():
+        return []
+    table, _ = read_table(data / UNITS_FILE, "units", UNITS_VERSION, UNITS_SCHEMA)
+    return [Unit(**{**row, "songs": tuple(row["songs"])}) for row in table.to_pylist()]
+
+
+def write_failures(data: Path, failures: Iterable[Failure]) -> None:
+    """Write ``failures.parquet``, sorted by window."""
+    ordered = sorted(failures, key=lambda failure: failure.window_id)
+    table = pa.Table.from_pylist([asdict(failure) for failure in ordered], schema=FAILURES_SCHEMA)
+    write_table(data / FAILURES_FILE, table, "failures", FAILURES_VERSION, {})
+
+
+def read_failures(data: Path) -> list[Failure]:
+    """Read ``failures.parquet``. Raises ManifestError."""
+    table, _ = read_table(data / FAILURES_FILE, "failures", FAILURES_VERSION, FAILURES_SCHEMA)
+    return [Failure(**row) for row in table.to_pylist()]
+
+
+def sidecar_path(data: Path, name: str) -> Path:
+    """Where the sidecar of a shard lies."""
+    return data / SHARDS_FOLDER / f"{name}.json"
+
+
+def write_sidecar(data: Path, name: str, sidecar: Sidecar) -> None:
+    """Write the sidecar; from then on the shard counts as complete."""
+    write_json(sidecar_path(data, name), asdict(sidecar))
+
+
+def read_sidecar(data: Path, name: str) -> Sidecar | None:
+    """The sidecar of a complete shard, or None where the shard is not there, not whole or not readable."""
+    try:
+        raw: dict[str, Any] = json.loads(sidecar_path(data, name).read_text(encoding="utf-8"))
+        rows = tuple(IndexRow(**{**row, "instruments": tuple(row["instruments"])}) for row in raw.pop("rows"))
+        failures = tuple(Failure(**failure) for failure in raw.pop("failures"))
+        vectors = {key: tuple(raw.pop(key)) for key in ("latent_sum", "latent_squares", "songs")}
+        sidecar = Sidecar(rows=rows, failures=failures, **vectors, **raw)
+        complete = (data / SHARDS_FOLDER / sidecar.shard).stat().st_size == sidecar.size
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return sidecar if complete else None

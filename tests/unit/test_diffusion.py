@@ -1,0 +1,158 @@
+"""Schedule, timestep patterns and objective, against their formulas."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from mgeldm.diffusion import (
+    TimestepPatterns,
+    alpha,
+    beta,
+    corrupt,
+    eps_from_v,
+    track_losses,
+    v_loss,
+    v_target,
+    x0_from_v,
+)
+
+
+def _pair(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    z0, eps = torch.randn(2, 4, 3, 5, 7, generator=generator, dtype=dtype).unbind(0)
+    tau = torch.rand(4, 3, generator=generator, dtype=dtype)
+    return z0, eps, tau
+
+
+def test_schedule_values() -> None:
+    tau = torch.tensor([0.0, 1 / 3, 0.5, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(alpha(tau), torch.tensor([1.0, math.sqrt(3) / 2, math.sqrt(0.5), 0.0]).double())
+    torch.testing.assert_close(beta(tau), torch.tensor([0.0, 0.5, math.sqrt(0.5), 1.0]).double())
+    torch.testing.assert_close(alpha(tau) ** 2 + beta(tau) ** 2, torch.ones(4).double(), rtol=0, atol=1e-15)
+
+
+def test_corrupt_and_target_are_per_track() -> None:
+    z0, eps, tau = _pair()
+    z_tau, v = corrupt(z0, eps, tau), v_target(z0, eps, tau)
+    for example in range(4):
+        for track in range(3):
+            angle = math.pi / 2 * tau[example, track].item()
+            clean, noise = z0[example, track], eps[example, track]
+            expected_z = math.cos(angle) * clean + math.sin(angle) * noise
+            expected_v = math.cos(angle) * noise - math.sin(angle) * clean
+            torch.testing.assert_close(z_tau[example, track], expected_z, rtol=0, atol=1e-14)
+            torch.testing.assert_close(v[example, track], expected_v, rtol=0, atol=1e-14)
+
+
+def test_v_is_inverted() -> None:
+    z0, eps, tau = _pair()
+    z_tau, v = corrupt(z0, eps, tau), v_target(z0, eps, tau)
+    torch.testing.assert_close(x0_from_v(z_tau, v, tau), z0, rtol=0, atol=1e-12)
+    torch.testing.assert_close(eps_from_v(z_tau, v, tau), eps, rtol=0, atol=1e-12)
+
+
+def test_given_track_is_untouched() -> None:
+    z0, eps, tau = _pair(torch.float32)
+    tau[:, 0] = 0
+    assert torch.equal(corrupt(z0, eps, tau)[:, 0], z0[:, 0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_dtype_is_that_of_the_latents(dtype: torch.dtype) -> None:
+    z0, eps, tau = _pair()
+    assert corrupt(z0.to(dtype), eps.to(dtype), tau.float()).dtype == dtype
+    assert x0_from_v(z0.to(dtype), eps.to(dtype), tau.float()).dtype == dtype
+
+
+def test_float32_levels_cost_float64_latents_no_digits() -> None:
+    z0, eps, tau = _pair()
+    tau = tau.float()
+    assert torch.equal(corrupt(z0, eps, tau), corrupt(z0, eps, tau.double()))
+
+
+def test_one_level_per_example_is_refused() -> None:
+    z0, eps, tau = _pair()
+    with pytest.raises(ValueError, match="one level per track"):
+        corrupt(z0, eps, tau[:3])
+
+
+def test_patterns_have_their_weights_and_levels() -> None:
+    tau = TimestepPatterns(all=1, mix_given=2, submix_given=3, source_given=4).sample(40_000, np.random.default_rng(0))
+    assert tau.shape == (40_000, 3)
+    assert tau.dtype == torch.float32
+    zero = tau == 0
+    assert zero.sum(dim=1).max() == 1
+    given = torch.stack([~zero.any(dim=1), *zero.unbind(1)]).float().mean(dim=1)
+    torch.testing.assert_close(given, torch.tensor([0.1, 0.2, 0.3, 0.4]), rtol=0, atol=0.01)
+    level = tau.max(dim=1).values
+    assert ((tau == level[:, None]) | zero).all(), "noised tracks of an example share one level"
+    # U[0.02, 1]: mean 0.51, variance 0.98^2 / 12, both ends reached, none beyond.
+    assert level.min() >= 0.02 - 1e-7
+    assert level.max() <= 1
+    assert level.min() < 0.021
+    assert level.max() > 0.999
+    assert level.mean().item() == pytest.approx(0.51, abs=0.005)
+    assert level.var().item() == pytest.approx(0.98**2 / 12, rel=0.02)
+    # Examples are independent: neighbours are not correlated.
+    assert abs(torch.corrcoef(torch.stack([level[:-1], level[1:]]))[0, 1].item()) < 0.02
+
+
+def test_default_patterns_are_equally_likely() -> None:
+    zero = TimestepPatterns().sample(40_000, np.random.default_rng(1)) == 0
+    torch.testing.assert_close(zero.float().mean(dim=0), torch.full((3,), 0.25), rtol=0, atol=0.01)
+
+
+def test_a_pattern_of_weight_zero_is_never_drawn() -> None:
+    patterns = TimestepPatterns(all=0, mix_given=1, submix_given=0, source_given=0, tau_min=0.5)
+    tau = patterns.sample(1000, np.random.default_rng(2))
+    assert (tau[:, 0] == 0).all()
+    assert (tau[:, 1:] >= 0.5).all()
+
+
+def test_patterns_depend_on_the_generator_not_on_the_batch() -> None:
+    few, many = (TimestepPatterns().sample(batch, np.random.default_rng(0)) for batch in (4, 9))
+    assert torch.equal(few, many[:4])
+    assert not torch.equal(few, TimestepPatterns().sample(4, np.random.default_rng(1)))
+
+
+@pytest.mark.parametrize("wrong", [{"all": -1.0}, {"mix_given": math.nan}, {"tau_min": 0.0}, {"tau_min": 1.0}])
+def test_wrong_patterns_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(ValueError, match=r"timestep pattern weights|tau_min is"):
+        TimestepPatterns(**wrong)
+
+
+def test_all_weights_zero_is_refused() -> None:
+    with pytest.raises(ValueError, match="one of them above 0"):
+        TimestepPatterns(all=0, mix_given=0, submix_given=0, source_given=0)
+
+
+def test_loss_counts_noised_tracks_only() -> None:
+    target = torch.zeros(2, 3, 4, 5)
+    v = torch.ones(2, 3, 4, 5) * torch.tensor([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]])[:, :, None, None]
+    tau = torch.tensor([[0.5, 0.0, 0.5], [0.3, 0.3, 0.0]])
+    assert v_loss(v, target, tau).item() == pytest.approx((1 + 9 + 16 + 25) / 4)
+    torch.testing.assert_close(track_losses(v, target, tau), torch.tensor([(1 + 16) / 2, 25.0, 9.0]))
+
+
+def test_loss_gradient_skips_given_tracks() -> None:
+    v = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    tau = torch.tensor([[0.0, 0.4, 0.4], [0.7, 0.7, 0.7]])
+    torch.autograd.backward(v_loss(v, torch.zeros(2, 3, 4, 5), tau))
+    assert v.grad is not None
+    assert (v.grad[0, 0] == 0).all()
+    torch.testing.assert_close(v.grad[1], 2 * v[1].detach() / (5 * 4 * 5))
+
+
+def test_track_never_noised_has_no_loss() -> None:
+    v = torch.ones(2, 3, 4, 5)
+    losses = track_losses(v, torch.zeros_like(v), torch.tensor([[0.0, 0.4, 0.4]] * 2))
+    assert losses[0].isnan()
+    assert losses[1:].tolist() == [1.0, 1.0]
+    assert v_loss(v, torch.zeros_like(v), torch.zeros(2, 3)).item() == 0
+
+
+def test_loss_refuses_shapes_that_would_broadcast() -> None:
+    with pytest.raises(ValueError, match="must agree"):
+        v_loss(torch.zeros(2, 3, 4, 5), torch.zeros(1, 3, 4, 5), torch.ones(2, 3))
