@@ -1,0 +1,45 @@
+# Each target does everything on a machine that has python3 (3.11) and a way to its package registry.
+PYTHON ?= python3
+BIN := .venv/bin
+OUT ?= demo-out
+
+.PHONY: install demo test test-fast lint format bench constraints clean
+
+install: .venv/.installed
+
+# Exactly the versions of constraints.txt; a second call installs nothing.
+.venv/.installed: constraints.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv==0.13.9
+	VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --no-deps -r constraints.txt
+	VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --no-deps --no-build-isolation -e .
+	touch $@
+
+demo: install
+	$(BIN)/mgeldm demo --out $(OUT)
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/python -m pytest
+
+test-fast: install
+	$(BIN)/python -m pytest -m "not slow and not ray"
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install
+	$(BIN)/python -m benchmarks --write
+
+# Resolve the pins anew from pyproject.toml.
+constraints: install
+	$(BIN)/uv pip compile pyproject.toml --extra dev --override overrides.txt --no-header --no-annotate --quiet -o constraints.txt
+
+clean:
+	rm -rf .venv build *.egg-info demo-out

@@ -1,0 +1,331 @@
+"""The command line. Each command imports what it needs only when it runs; nobody imports this module."""
+
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from manifests.errors import ConfigError, MGELDMError
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+OK, FAILED_ITEMS, USAGE = 0, 1, 2
+
+T = TypeVar("T")
+Command = Callable[[Sequence[str]], int]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0 done, 1 done with failed items, 2 wrong usage or input."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(_overview())
+        return OK if arguments else USAGE
+    name, rest = arguments[0], arguments[1:]
+    if name == "--version":
+        from mgeldm import __version__
+
+        print(__version__)
+        return OK
+    if name not in COMMANDS:
+        print(f"mgeldm: no command {name!r}; see `mgeldm --help`", file=sys.stderr)
+        return USAGE
+    logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(message)s", stream=sys.stderr)
+    try:
+        return COMMANDS[name][1](rest)
+    except MGELDMError as error:
+        print(f"mgeldm {name}: {error}", file=sys.stderr)
+        return USAGE
+    except KeyboardInterrupt:
+        print(f"mgeldm {name}: interrupted; the same command goes on where it was", file=sys.stderr)
+        return 130
+
+
+def _overview() -> str:
+    width = max(len(name) for name in COMMANDS)
+    lines = [f"  {name.ljust(width)}  {text}" for name, (text, _) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: mgeldm COMMAND ...   (mgeldm COMMAND --help shows its options and an example)",
+            "",
+            "From multitrack corpora to latent shards to a joint model of mix, submix and source.",
+            "",
+            *lines,
+        ]
+    )
+
+
+def _parser(name: str, example: str) -> "ArgumentParser":
+    import jsonargparse
+
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = jsonargparse.ArgumentParser(
+        prog=f"mgeldm {name}", description=f"{COMMANDS[name][0]}. Example: {example}", exit_on_error=True
+    )
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
+    return parser
+
+
+def _options(parser: "ArgumentParser", *kinds: type) -> None:
+    """Add the fields of configuration dataclasses as flags, and ``--config FILE`` to read them from YAML."""
+    parser.add_argument("--config", action="config", help="YAML file with any of the options below")
+    for kind in kinds:
+        parser.add_class_arguments(kind)
+
+
+def _made(kind: type[T], parsed: "Namespace") -> T:
+    """The configuration dataclass from parsed flags."""
+    return kind(**{field.name: parsed[field.name] for field in fields(kind)})  # type: ignore[arg-type]
+
+
+def _show(summary: dict[str, Any], as_json: bool) -> None:
+    """Print a result: JSON, or one line a value."""
+    if as_json:
+        print(json.dumps(summary))
+        return
+    width = max(len(key) for key in summary)
+    for key, value in summary.items():
+        if isinstance(value, float):
+            value = f"{value:.4g}"
+        elif isinstance(value, dict):
+            value = ", ".join(f"{name}: {count}" for name, count in value.items()) or "none"
+        print(f"{key.replace('_', ' ').ljust(width)}  {value}")
+
+
+def _scan(arguments: Sequence[str]) -> int:
+    from manifests.problems import is_failure
+    from pipelines.runner import RunnerConfig
+    from pipelines.scan import ScanConfig, preview, scan
+
+    parser = _parser("scan", "mgeldm scan slakh2100 /data/slakh my-layout.yaml /data/mine --out songs.parquet")
+    parser.add_argument("sources", nargs="+", metavar="CORPUS ROOT", help="corpus name or layout YAML, and its folder")
+    parser.add_argument("--out", type=Path, required=True, help="manifest to write")
+    parser.add_argument("--dry-run", action="store_true", help="count songs, files and bytes, read no audio")
+    _options(parser, ScanConfig, RunnerConfig)
+    parsed = parser.instantiate_classes(parser.parse_args(list(arguments)))
+    if len(parsed.sources) % 2:
+        raise ConfigError(f"sources are pairs of CORPUS and ROOT, got {len(parsed.sources)} words")
+    pairs = [(name, Path(root)) for name, root in zip(parsed.sources[::2], parsed.sources[1::2], strict=True)]
+    if parsed.dry_run:
+        _show(preview(pairs), parsed.json)
+        return OK
+    summary = scan(pairs, parsed.out, config=_made(ScanConfig, parsed), runner=_made(RunnerConfig, parsed))
+    _show(asdict(summary), parsed.json)
+    return FAILED_ITEMS if any(is_failure(code) for code in summary.problems) else OK
+
+
+def _corpus(arguments: Sequence[str]) -> int:
+    from manifests.corpora import corpus_names, get_corpus
+
+    parser = _parser("corpus", "mgeldm corpus list")
+    parser.add_argument("action", choices=["list"], help="list the corpora that `scan` knows by name")
+    parsed = parser.parse_args(list(arguments))
+    corpora = {name: get_corpus(name) for name in corpus_names()}
+    _show({name: f"{corpus.license}; {corpus.citation}" for name, corpus in corpora.items()}, parsed.json)
+    return OK
+
+
+def _split(arguments: Sequence[str]) -> int:
+    from pipelines.split import SplitConfig, split
+
+    parser = _parser("split", "mgeldm split songs.parquet --out splits.parquet --window_s 20.48 --seed 0")
+    parser.add_argument("songs", type=Path, help="manifest of `mgeldm scan`")
+    parser.add_argument("--out", type=Path, required=True, help="plan to write")
+    _options(parser, SplitConfig)
+    parsed = parser.instantiate_classes(parser.parse_args(list(arguments)))
+    _show(asdict(split(parsed.songs, parsed.out, config=_made(SplitConfig, parsed))), parsed.json)
+    return OK
+
+
+def _encode(arguments: Sequence[str]) -> int:
+    from pipelines.encode import encode, preview
+    from pipelines.encode_unit import EncodeConfig
+    from pipelines.runner import RunnerConfig
+
+    parser = _parser("encode", "mgeldm encode splits.parquet --songs songs.parquet --out DATA")
+    parser.add_argument("splits", type=Path, help="plan of `mgeldm split`")
+    parser.add_argument("--songs", type=Path, required=True, help="manifest that the plan was drawn from")
+    parser.add_argument("--out", type=Path, required=True, help="data set folder to write")
+    parser.add_argument("--dry-run", action="store_true", help="count units, windows, hours and bytes, encode nothing")
+    _options(parser, EncodeConfig, RunnerConfig)
+    parsed = parser.instantiate_classes(parser.parse_args(list(arguments)))
+    config = _made(EncodeConfig, parsed)
+    if parsed.dry_run:
+        _show(preview(parsed.splits, parsed.songs, parsed.out, config), parsed.json)
+        return OK
+    summary = encode(parsed.splits, parsed.songs, parsed.out, config=config, runner=_made(RunnerConfig, parsed))
+    _show(asdict(summary), parsed.json)
+    return FAILED_ITEMS if summary.failures else OK
+
+
+def _shards(arguments: Sequence[str]) -> int:
+    from pipelines.verify import verify
+
+    parser = _parser("shards", "mgeldm shards verify DATA")
+    parser.add_argument("action", choices=["verify"], help="check every shard against sidecar, index and card")
+    parser.add_argument("data", type=Path, help="data set folder of `mgeldm encode`")
+    parsed = parser.parse_args(list(arguments))
+    report = verify(parsed.data)
+    _show(asdict(report), parsed.json)
+    return FAILED_ITEMS if report.problems else OK
+
+
+def _train(arguments: Sequence[str]) -> int:
+    from training.config import load_recipe, recipe_path
+    from training.loop import preview, train
+
+    parser = _parser("train", "mgeldm train tiny --data DATA --out RUN steps=2000 stream.batch=32")
+    parser.add_argument("recipe", help="recipe YAML, or the name of one that is shipped: tiny, small, base")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="values that replace those of the recipe")
+    parser.add_argument("--data", action="append", required=True, metavar="DATA[=WEIGHT]", help="data set; repeatable")
+    parser.add_argument("--out", type=Path, required=True, help="run folder: checkpoint, metrics, state")
+    parser.add_argument("--no-resume", action="store_true", help="begin anew though the run folder holds a state")
+    parser.add_argument("--dry-run", action="store_true", help="show parameters, samples and steps, train nothing")
+    parsed = parser.parse_args(list(arguments))
+    config = load_recipe(recipe_path(parsed.recipe), parsed.overrides)
+    data = [_weighted(text) for text in parsed.data]
+    if parsed.dry_run:
+        _show(preview(config, data), parsed.json)
+        return OK
+    _show(asdict(train(config, data, parsed.out, resume=not parsed.no_resume)), parsed.json)
+    return OK
+
+
+def _weighted(text: str) -> tuple[Path, float | None]:
+    path, sign, weight = text.rpartition("=")
+    if not sign or Path(text).exists():
+        return Path(text), None
+    try:
+        return Path(path), float(weight)
+    except ValueError:
+        raise ConfigError(f"--data {text}: the weight after '=' is not a number") from None
+
+
+def _train_codec(arguments: Sequence[str]) -> int:
+    from training.codec import CodecTrainConfig, train_codec
+
+    parser = _parser("train-codec", "mgeldm train-codec songs.parquet --out codec-run --steps 20000")
+    parser.add_argument("songs", type=Path, help="manifest of `mgeldm scan`")
+    parser.add_argument("--out", type=Path, required=True, help="run folder, which is the codec folder too")
+    _options(parser, CodecTrainConfig)
+    parsed = parser.instantiate_classes(parser.parse_args(list(arguments)))
+    _show(train_codec(parsed.songs, parsed.out, config=_made(CodecTrainConfig, parsed)), parsed.json)
+    return OK
+
+
+def _train_embedder(arguments: Sequence[str]) -> int:
+    from training.embedder import EmbedderTrainConfig, train_embedder
+
+    parser = _parser("train-embedder", "mgeldm train-embedder songs.parquet --out embedder-run --steps 2000")
+    parser.add_argument("songs", type=Path, help="manifest of `mgeldm scan`")
+    parser.add_argument("--out", type=Path, required=True, help="run folder, which is the embedder folder too")
+    _options(parser, EmbedderTrainConfig)
+    parsed = parser.instantiate_classes(parser.parse_args(list(arguments)))
+    _show(train_embedder(parsed.songs, parsed.out, config=_made(EmbedderTrainConfig, parsed)), parsed.json)
+    return OK
+
+
+def _task(name: str) -> Command:
+    def run(arguments: Sequence[str]) -> int:
+        from mgeldm.files import run_on_files
+        from mgeldm.joint import MGELDM, SamplingConfig
+
+        parser = _parser(name, f'mgeldm {name} song.wav --prompt "drums" --model RUN/checkpoint --out DIR')
+        parser.add_argument("audio", type=Path, nargs="+", help="audio files of any rate and format")
+        _model_options(parser, SamplingConfig)
+        parsed = parser.instantiate_classes(parser.parse_args(list(arguments)))
+        model = MGELDM.from_pretrained(parsed.model, codec=parsed.codec, embedder=parsed.embedder, device=parsed.device)
+        sampling = _made(SamplingConfig, parsed)
+        results = run_on_files(name, model, str(parsed.model), parsed.audio, parsed.prompt, parsed.out, sampling)
+        _show_files(asdict(results), parsed.out, parsed.json)
+        return FAILED_ITEMS if results.failures else OK
+
+    return run
+
+
+def _generate(arguments: Sequence[str]) -> int:
+    from mgeldm.files import generate_files
+    from mgeldm.joint import MGELDM, SamplingConfig
+
+    parser = _parser(
+        "generate", 'mgeldm generate --prompt "drums and bass" --seconds 20 --model RUN/checkpoint --out DIR'
+    )
+    parser.add_argument("--seconds", type=float, default=10.24, help="length of the mix")
+    _model_options(parser, SamplingConfig)
+    parsed = parser.instantiate_classes(parser.parse_args(list(arguments)))
+    model = MGELDM.from_pretrained(parsed.model, codec=parsed.codec, embedder=parsed.embedder, device=parsed.device)
+    results = generate_files(
+        model, str(parsed.model), parsed.prompt, parsed.seconds, parsed.out, _made(SamplingConfig, parsed)
+    )
+    _show_files(asdict(results), parsed.out, parsed.json)
+    return OK
+
+
+def _model_options(parser: "ArgumentParser", sampling: type) -> None:
+    parser.add_argument("--prompt", action="append", required=True, help="what to play, in words; repeatable")
+    parser.add_argument("--model", type=Path, required=True, help="checkpoint folder of `mgeldm train`")
+    parser.add_argument("--out", type=Path, required=True, help="folder for WAV files and results.json")
+    parser.add_argument("--codec", default="default", help="codec folder, if not the one shipped")
+    parser.add_argument("--embedder", default="default", help="embedder folder, if not the one shipped")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    _options(parser, sampling)
+
+
+def _show_files(results: dict[str, Any], out: Path, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(results))
+        return
+    for result in results["results"]:
+        for file in result["outputs"].values():
+            print(out / file)
+    for failure in results["failures"]:
+        print(f"failed: {failure['message']}")
+
+
+def _report(arguments: Sequence[str]) -> int:
+    from pipelines.report import report
+
+    parser = _parser("report", "mgeldm report demo-out --out page.html")
+    parser.add_argument("thing", type=Path, help="manifest, or folder of a demo, a run or results")
+    parser.add_argument("--out", type=Path, required=True, help="HTML page to write")
+    parsed = parser.parse_args(list(arguments))
+    _show({"page": str(report(parsed.thing, parsed.out))}, parsed.json)
+    return OK
+
+
+def _demo(arguments: Sequence[str]) -> int:
+    from mgeldm.demo import DemoConfig, demo, table
+
+    parser = _parser("demo", "mgeldm demo --out demo-out")
+    parser.add_argument("--out", type=Path, required=True, help="folder for every artefact and report.html")
+    _options(parser, DemoConfig)
+    parsed = parser.instantiate_classes(parser.parse_args(list(arguments)))
+    summary = demo(parsed.out, _made(DemoConfig, parsed))
+    print(json.dumps(summary) if parsed.json else table(summary))
+    return OK
+
+
+COMMANDS: dict[str, tuple[str, Command]] = {
+    "demo": ("The whole road on two small corpora, with a report page", _demo),
+    "corpus": ("The corpora that scan knows by name", _corpus),
+    "scan": ("Corpora on disk to a measured manifest, songs.parquet", _scan),
+    "split": ("Manifest to a plan of windows and splits, splits.parquet", _split),
+    "encode": ("Plan to WebDataset shards of latents and embeddings", _encode),
+    "shards": ("Check the shards of a data set", _shards),
+    "train": ("Train a joint model from shards", _train),
+    "extract": ("A named source out of mixes", _task("extract")),
+    "impute": ("A named source that fits into submixes", _task("impute")),
+    "accompany": ("A submix that goes with sources", _task("accompany")),
+    "generate": ("A mix from words", _generate),
+    "report": ("One HTML page about a manifest, a run or results", _report),
+    "train-codec": ("Train an Oobleck VAE on the songs of a manifest", _train_codec),
+    "train-embedder": ("Train a text/audio embedder on the songs of a manifest", _train_embedder),
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
