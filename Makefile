@@ -13,6 +13,8 @@ install: .venv/.installed
 	test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet uv==0.13.9
 	VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --no-deps -r constraints.txt
 	VIRTUAL_ENV=$(CURDIR)/.venv $(BIN)/uv pip install --quiet --no-deps --no-build-isolation -e .
+	# Ray starts many processes; where Python may not write bytecode each would compile its imports anew.
+	$(BIN)/python -m compileall -q -j 2 $$($(BIN)/python -c "import ray, aiohttp, google; print(ray.__path__[0], aiohttp.__path__[0], *google.__path__)") || true
 	touch $@
 
 demo: install

@@ -62,11 +62,14 @@ def vocabulary() -> Vocabulary:
 
 
 def normalise(label: str) -> str:
-    """Lower case, camel case and punctuation to single spaces, trailing numbers off: ``LeadVoxDouble2``."""
+    """Lower case, camel case and punctuation to single spaces, trailing numbers off.
+
+    ``LeadVoxDouble2`` becomes ``lead vox double``; letters of any script stay.
+    """
     text = unicodedata.normalize("NFKC", label)
     text = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", text)
-    text = re.sub(r"[^a-z0-9]+", " ", text.casefold()).strip()
-    return re.sub(r"( \d+)+$", "", text) or text
+    text = re.sub(r"[\W_]+", " ", text.casefold()).strip()
+    return re.sub(r"[ \d]+$", "", text) or text
 
 
 @lru_cache(maxsize=65536)
@@ -81,6 +84,8 @@ def lookup(label: str) -> Label:
 
 
 def phrase(instruments: Iterable[str]) -> str:
-    """Words for a set of instruments, in alphabetical order: ``bass, drums and piano``."""
+    """Words for a set of instruments, in alphabetical order: ``bass, drums and piano``. Raises ValueError for none."""
     names = sorted(set(instruments))
+    if not names:
+        raise ValueError("no instruments: a phrase needs at least one")
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -19,9 +19,12 @@ class Effect(StrEnum):
 
 PROBLEMS: dict[str, tuple[Effect, str]] = {
     "metadata": (Effect.SONG, "a metadata file is missing or cannot be parsed"),
+    "excluded": (Effect.SONG, "the corpus itself leaves this song out"),
+    "unknown_subset": (Effect.SONG, "the layout does not say which subset this folder is"),
     "no_stems": (Effect.SONG, "no stem file was found"),
     "single_stem": (Effect.SONG, "fewer than two usable stems: there is no submix"),
     "missing": (Effect.STEM, "the file is listed but not on disk"),
+    "bad_name": (Effect.STEM, "the path is not UTF-8, so that no table can hold it; rename the file"),
     "outside_root": (Effect.STEM, "the path leaves the root of the corpus"),
     "unreadable": (Effect.STEM, "the file cannot be decoded"),
     "truncated": (Effect.STEM, "the file ends before its header says"),
@@ -32,10 +35,17 @@ PROBLEMS: dict[str, tuple[Effect, str]] = {
     "unequal_length": (Effect.NOTE, "stems differ in length; shorter ones are padded"),
     "mixture_unreadable": (Effect.NOTE, "the mixture file cannot be used; the mix is the sum of the stems"),
     "unmapped_label": (Effect.NOTE, "the label is not in the vocabulary; it is kept as it is"),
+    "unlabelled": (Effect.NOTE, "metadata does not name the instrument of a stem; it is taken for 'other'"),
     "no_audio": (Effect.NOTE, "metadata names a stem that has no audio file"),
 }
+_NO_FAULT = frozenset({"excluded", "single_stem", "silent"})
 
 
 def effect(code: str) -> Effect:
     """The effect of a problem code. Raises KeyError for a code that is not in `PROBLEMS`."""
     return PROBLEMS[code][0]
+
+
+def is_failure(code: str) -> bool:
+    """Whether something failed that a person may want to mend; not what is true of the recording or a mere note."""
+    return effect(code) is not Effect.NOTE and code not in _NO_FAULT

@@ -1,20 +1,21 @@
 """The shard sample: the one place that knows what a sample is, how it lies in a tar, and how it is found again.
 
-    DATA/
-      shards/NAME.tar      WebDataset: KEY.latents.npy  KEY.embeddings.npy  KEY.json  for each sample
-      shards/NAME.json     sidecar: marks the shard complete (samples, sha256, plan, encoder, failures)
-      index.parquet        one row a sample
-      dataset.json         the card: codec and embedder identity, latent statistics, counts, licences
-      prompts.safetensors  text embeddings of every text of the splits
+DATA/
+  shards/NAME.tar      WebDataset: KEY.latents.npy  KEY.embeddings.npy  KEY.json  for each sample
+  shards/NAME.json     sidecar: marks the shard complete (samples, sha256, plan, encoder, failures)
+  index.parquet        one row a sample
+  dataset.json         the card: codec and embedder identity, latent statistics, counts, licences
+  prompts.safetensors  text embeddings of every text of the splits
 """
 
 import hashlib
 import io
 import json
 import mmap
+import re
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ INDEX_FILE = "index.parquet"
 CARD_FILE = "dataset.json"
 PROMPTS_FILE = "prompts.safetensors"
 SHARDS_FOLDER = "shards"
+MEMBERS = ("latents.npy", "embeddings.npy", "json")
+"""What follows ``KEY.`` in the names of a sample's members, in their order."""
 
 Array = npt.NDArray[np.float16]
 
@@ -54,9 +57,13 @@ class Sample:
     """Song id, corpus, subset, start, splits with labels and texts, loudness, versions."""
 
     def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,80}", self.key):
+            raise ShardError(f"{self.key!r}: a key is 1 to 80 letters, digits, '-' and '_', without a dot")
         splits = len(self.meta["splits"])
+        if not splits:
+            raise ShardError(f"{self.key}: a sample has at least one split")
         for name, array in (("latents", self.latents), ("embeddings", self.embeddings)):
-            if array.dtype != np.float16 or array.ndim != 3 or array.shape[0] != 1 + 2 * splits:
+            if array.dtype != np.float16 or array.ndim != 3 or array.shape[0] != 1 + 2 * splits or not array.size:
                 raise ShardError(
                     f"{self.key}: {name} must be float16 [{1 + 2 * splits}, ., .], got {array.dtype} {array.shape}"
                 )
@@ -144,6 +151,11 @@ class DatasetCard:
         return float(self.codec["spec"]["sample_rate"] / self.codec["spec"]["hop"])
 
 
+def embedding_count(duration_s: float, embed_window_s: float, embed_hop_s: float) -> int:
+    """W of a window: hops whose embedding begins in it and, where there is more than one, ends in it."""
+    return 1 + max(0, int((duration_s - embed_window_s) / embed_hop_s + 1e-9))
+
+
 def encode_array(array: npt.NDArray[Any]) -> bytes:
     """The array as an ``.npy`` file."""
     buffer = io.BytesIO()
@@ -161,22 +173,22 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> tuple[list[IndexRow], 
         with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
             for sample in samples:
                 begin = tar.offset
-                text = canonical_json(sample.meta).encode()
+                contents = (
+                    encode_array(sample.latents),
+                    encode_array(sample.embeddings),
+                    canonical_json(sample.meta).encode(),
+                )
                 offsets = [
-                    _add(tar, f"{sample.key}.{suffix}", data)
-                    for suffix, data in (
-                        ("latents.npy", encode_array(sample.latents)),
-                        ("embeddings.npy", encode_array(sample.embeddings)),
-                        ("json", text),
-                    )
+                    _add(tar, f"{sample.key}.{suffix}", content)
+                    for suffix, content in zip(MEMBERS, contents, strict=True)
                 ]
-                rows.append(_row(path.name, sample, begin, tar.offset - begin, offsets, len(text)))
+                rows.append(_row(path.name, sample, begin, tar.offset - begin, offsets, len(contents[-1])))
         digest = hashlib.sha256()
         with open(temporary, "rb") as handle:
             for number, row in enumerate(rows):
                 part = handle.read(row.size)
                 digest.update(part)
-                rows[number] = IndexRow(**{**asdict(row), "checksum": hashlib.sha256(part).hexdigest()})
+                rows[number] = replace(row, checksum=hashlib.sha256(part).hexdigest())
             digest.update(handle.read())
         size = temporary.stat().st_size
     return rows, digest.hexdigest(), size
@@ -238,12 +250,16 @@ def read_card(data: Path) -> DatasetCard:
         raise ShardError(f"{path}: missing; {data} is no finished data set (run `mgeldm encode` to its end)") from None
     except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ShardError(f"{path}: not readable ({error})") from None
+    if not isinstance(raw, dict):
+        raise ShardError(f"{path}: not a data set card")
     if raw.get("version") != SAMPLE_VERSION:
         raise ShardError(f"{path}: samples of version {raw.get('version')}, this program reads {SAMPLE_VERSION}")
     try:
         vectors = {name: tuple(raw[name]) for name in ("latent_mean", "latent_std", "silence_latent")}
-        return DatasetCard(**{**raw, **vectors})
-    except (KeyError, TypeError) as error:
+        card = DatasetCard(**{**raw, **vectors})
+        _ = card.frames_per_second, card.codec["spec"]["latent_channels"], card.embedder["spec"]["window_s"]
+        return card
+    except (KeyError, TypeError, ZeroDivisionError) as error:
         raise ShardError(f"{path}: not a data set card ({error})") from None
 
 
@@ -259,9 +275,9 @@ def read_prompts(data: Path) -> dict[str, npt.NDArray[np.float32]]:
     path = data / PROMPTS_FILE
     try:
         with safe_open(path, "np") as handle:
-            texts = json.loads(handle.metadata()["texts"])
+            texts = json.loads((handle.metadata() or {})["texts"])
             return dict(zip(texts, handle.get_tensor("embeddings"), strict=True))
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise ShardError(f"{path}: not readable ({error}); encode writes it anew") from None
 
 
@@ -294,20 +310,7 @@ class ShardReader:
 
     def read(self, row: IndexRow) -> Sample:
         """The sample at an index row. Raises ShardError when the shard is missing or damaged there."""
-        shard = self._map(row.shard)
-        if row.offset + row.size > len(shard):
-            raise ShardError(f"{self.data / SHARDS_FOLDER / row.shard}: ends before sample {row.key}; verify the shards")
-        try:
-            return Sample(
-                key=row.key,
-                latents=_array(shard, row.latents_offset),
-                embeddings=_array(shard, row.embeddings_offset),
-                meta=json.loads(shard[row.json_offset : row.json_offset + row.json_size]),
-            )
-        except (ValueError, KeyError) as error:
-            raise ShardError(
-                f"{self.data / SHARDS_FOLDER / row.shard}: sample {row.key} is damaged ({error}); verify the shards"
-            ) from None
+        return read_sample(self._map(row.shard), row, self.data / SHARDS_FOLDER / row.shard)
 
     def raw(self, row: IndexRow) -> bytes:
         """The sample's bytes in the tar, as the checksum of the index covers them."""
@@ -315,22 +318,46 @@ class ShardReader:
 
     def _map(self, shard: str) -> mmap.mmap:
         if shard not in self._maps:
-            path = self.data / SHARDS_FOLDER / shard
-            try:
-                with open(path, "rb") as handle:
-                    self._maps[shard] = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-            except (OSError, ValueError) as error:
-                raise ShardError(f"{path}: cannot be opened ({error}), though the index names it") from None
+            self._maps[shard] = map_shard(self.data / SHARDS_FOLDER / shard)
         return self._maps[shard]
 
 
-def _array(shard: mmap.mmap, offset: int) -> Array:
-    """Read the ``.npy`` at ``offset`` without copying; the array is read-only."""
-    shard.seek(offset)
-    version = np.lib.format.read_magic(shard)
+def map_shard(path: Path) -> mmap.mmap:
+    """Map a shard into memory. Raises ShardError."""
+    try:
+        with open(path, "rb") as handle:
+            return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:
+        raise ShardError(f"{path}: cannot be opened ({error}), though the index names it") from None
+
+
+def read_sample(shard: mmap.mmap, row: IndexRow, path: Path) -> Sample:
+    """The sample of ``row`` in the mapped shard; its arrays are read-only views. Raises ShardError that names ``path``.
+
+    Only headers are checked, not the checksum, which would touch every page.
+    """
+    if row.offset + row.size > len(shard):
+        raise ShardError(f"{path}: ends before sample {row.key}; verify the shards")
+    try:
+        return Sample(
+            key=row.key,
+            latents=_array(shard, row.latents_offset, row.offset + row.size),
+            embeddings=_array(shard, row.embeddings_offset, row.offset + row.size),
+            meta=json.loads(shard[row.json_offset : row.json_offset + row.json_size]),
+        )
+    # Damaged bytes make the parsers of JSON and of npy headers raise almost anything.
+    except Exception as error:
+        raise ShardError(f"{path}: sample {row.key} is damaged ({error!r}); verify the shards") from error
+
+
+def _array(shard: mmap.mmap, begin: int, end: int) -> Array:
+    """The ``.npy`` at ``begin``, which lies before ``end``."""
+    header = io.BytesIO(shard[begin : min(end, begin + tarfile.BLOCKSIZE)])
+    version = np.lib.format.read_magic(header)
     if version != (1, 0):
         raise ValueError(f"npy version {version}")
-    shape, fortran, dtype = np.lib.format.read_array_header_1_0(shard)
-    if fortran or dtype.hasobject:
-        raise ValueError(f"npy of {dtype} in Fortran order {fortran}")
-    return np.frombuffer(shard, dtype, int(np.prod(shape)), shard.tell()).reshape(shape)
+    shape, fortran, dtype = np.lib.format.read_array_header_1_0(header)
+    count = int(np.prod(shape))
+    if fortran or dtype != np.float16 or not 0 <= count <= (end - begin - header.tell()) // 2:
+        raise ValueError(f"npy of {dtype} {shape}, Fortran order {fortran}")
+    return np.frombuffer(shard, np.float16, count, begin + header.tell()).reshape(shape)

@@ -1,8 +1,10 @@
 """`songs.parquet`, the manifest: one row a song, its stems, what was measured and what is wrong."""
 
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -167,13 +169,14 @@ def read_table(path: Path | str, kind: str, version: str, schema: pa.Schema) -> 
     Raises:
         ManifestError: no such file, not Parquet, another kind or version, or other columns.
     """
+    if not Path(path).exists():
+        raise ManifestError(f"{path}: no such file; it is made by an earlier stage (see `mgeldm --help`)")
     try:
-        table = pq.read_table(path)
-    except FileNotFoundError:
-        raise ManifestError(f"{path}: no such file; it is made by an earlier stage (see `mgeldm --help`)") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ManifestError(f"{path}: not a readable Parquet file ({error})") from None
-    raw = {key.decode(): value.decode() for key, value in (table.schema.metadata or {}).items()}
+        table = pq.ParquetFile(path).read()
+    except (pa.ArrowException, OSError) as error:
+        raise ManifestError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())})") from None
+    entries = (table.schema.metadata or {}).items()
+    raw = {key.decode(errors="replace"): value.decode(errors="replace") for key, value in entries}
     found = raw.get(f"mgeldm.{kind}.version")
     if found is None:
         raise ManifestError(f"{path}: not a {kind} table of mgeldm (no version in its metadata)")
@@ -187,7 +190,7 @@ def read_table(path: Path | str, kind: str, version: str, schema: pa.Schema) -> 
 def write_songs(path: Path | str, songs: Iterable[Song], metadata: dict[str, str] | None = None) -> None:
     """Write the manifest, rows sorted by ``song_id``. Raises ManifestError if two songs share an id."""
     ordered = sorted(songs, key=lambda song: song.song_id)
-    for first, second in zip(ordered, ordered[1:], strict=False):
+    for first, second in pairwise(ordered):
         if first.song_id == second.song_id:
             raise ManifestError(f"{first.song_id}: two songs with this id, below {first.root} and {second.root}")
     rows = [asdict(song) | {"extra": canonical_json(song.extra)} for song in ordered]
@@ -197,7 +200,10 @@ def write_songs(path: Path | str, songs: Iterable[Song], metadata: dict[str, str
 def read_songs(path: Path | str) -> list[Song]:
     """Read a manifest. Raises ManifestError when the file is missing or is no manifest of this version."""
     table, _ = read_table(path, "songs", SONGS_VERSION, SONGS_SCHEMA)
-    return [_song(row) for row in table.to_pylist()]
+    try:
+        return [_song(row) for row in table.to_pylist()]
+    except json.JSONDecodeError as error:
+        raise ManifestError(f"{path}: a row's extra is not JSON ({error}); scan anew") from None
 
 
 def songs_metadata(path: Path | str) -> dict[str, str]:
@@ -221,8 +227,9 @@ def inside(root: Path, relative: str) -> Path | None:
     pure = PurePosixPath(relative)
     if pure.is_absolute() or ".." in pure.parts or "\x00" in relative:
         return None
-    resolved_root = root.resolve()
-    return root / relative if (root / relative).resolve().is_relative_to(resolved_root) else None
+    # Unlike Path.resolve, realpath takes links that go in a circle; opening such a path fails later.
+    real = os.path.realpath(root / relative)
+    return root / relative if Path(real).is_relative_to(os.path.realpath(root)) else None
 
 
 def count_problems(songs: Sequence[Song]) -> dict[str, int]:

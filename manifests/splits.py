@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def window_id(song_id: str, start_s: float) -> str:
 def write_splits(path: Path | str, plan: Plan) -> None:
     """Write a plan, rows sorted by ``window_id``. Raises ManifestError if two windows share an id."""
     ordered = sorted(plan.windows, key=lambda window: window.window_id)
-    for first, second in zip(ordered, ordered[1:], strict=False):
+    for first, second in pairwise(ordered):
         if first.window_id == second.window_id:
             raise ManifestError(f"{first.window_id}: two windows with this id ({first.song_id}, {second.song_id})")
     table = pa.Table.from_pylist([asdict(window) for window in ordered], schema=SPLITS_SCHEMA)

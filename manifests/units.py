@@ -6,13 +6,16 @@ touch no old one.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from manifests.atomic import content_hash, write_json
+from manifests.errors import ShardError
 from manifests.shards import SHARDS_FOLDER, IndexRow
 from manifests.songs import Song, read_table, write_table
 from manifests.splits import Window
@@ -55,14 +58,15 @@ class Sidecar:
     """Hash over the unit's windows and their splits."""
     encoder: str
     rows: tuple[IndexRow, ...]
-    failures: tuple[Failure, ...] = ()
-    latent_count: int = 0
+    failures: tuple[Failure, ...]
+    latent_count: int
     """Latent frames behind the sums, over all tracks."""
-    latent_sum: tuple[float, ...] = ()
-    latent_squares: tuple[float, ...] = ()
-    seconds: float = 0.0
+    latent_sum: tuple[float, ...]
+    latent_squares: tuple[float, ...]
+    seconds: float
     """Duration of the windows that were written."""
-    songs: tuple[str, ...] = field(default=())
+    songs: tuple[str, ...]
+    """Songs that have a window in the shard."""
 
 
 UNITS_SCHEMA = pa.schema(
@@ -80,40 +84,40 @@ def assign_units(
 ) -> list[Unit]:
     """``known`` units, and new ones for the songs of the plan that stand in none of them.
 
-    New units take whole songs in the order of their ids until ``windows_per_shard`` windows are reached.
+    New units take whole songs in the order of their ids until ``windows_per_shard`` windows are reached. A song whose
+    corpus or subset changed gets a new place.
     """
     placed = {(unit.corpus, unit.subset, song) for unit in known for song in unit.songs}
+    waiting = sorted({(songs[name].corpus, songs[name].subset, name) for name in windows} - placed)
     units = list(known)
-    open_unit: list[str] = []
-    count = 0
-    group: tuple[str, str] | None = None
-
-    def close() -> None:
-        nonlocal open_unit, count
-        if open_unit and group:
-            units.append(Unit(corpus=group[0], subset=group[1], songs=tuple(open_unit)))
-        open_unit, count = [], 0
-
-    for song_id in sorted(windows, key=lambda name: (songs[name].corpus, songs[name].subset, name)):
-        song = songs[song_id]
-        if (song.corpus, song.subset, song_id) in placed:
-            continue
-        if group != (song.corpus, song.subset) or (count and count + len(windows[song_id]) > windows_per_shard):
-            close()
-        group = (song.corpus, song.subset)
-        open_unit.append(song_id)
-        count += len(windows[song_id])
-    close()
+    for (corpus, subset), group in groupby(waiting, key=itemgetter(0, 1)):
+        chosen: list[str] = []
+        count = 0
+        for _, _, name in group:
+            if chosen and count + len(windows[name]) > windows_per_shard:
+                units.append(Unit(corpus=corpus, subset=subset, songs=tuple(chosen)))
+                chosen, count = [], 0
+            chosen.append(name)
+            count += len(windows[name])
+        units.append(Unit(corpus=corpus, subset=subset, songs=tuple(chosen)))
     return units
 
 
 def plan_hash(windows: Iterable[Window], songs: Mapping[str, Song]) -> str:
-    """Hash over windows, their splits, and the decoded audio of the stems they use (its fingerprints)."""
+    """Hash over windows, their splits, and what the manifest says of the songs and stems that goes into samples.
+
+    A stem's fingerprint stands for its decoded audio.
+    """
     parts = []
     for window in windows:
+        song = songs[window.song_id]
         used = {stem for split in window.splits for stem in (*split.source, *split.submix)}
-        prints = {stem.stem_id: stem.fingerprint for stem in songs[window.song_id].stems if stem.stem_id in used}
-        parts.append([asdict(window), prints])
+        stems = {
+            stem.stem_id: [stem.fingerprint, stem.offset_frames, stem.instrument]
+            for stem in song.stems
+            if stem.stem_id in used
+        }
+        parts.append([asdict(window), song.license, stems])
     return content_hash(parts)
 
 
@@ -162,12 +166,20 @@ def write_sidecar(data: Path, name: str, sidecar: Sidecar) -> None:
 def read_sidecar(data: Path, name: str) -> Sidecar | None:
     """The sidecar of a complete shard, or None where the shard is not there, not whole or not readable."""
     try:
-        raw: dict[str, Any] = json.loads(sidecar_path(data, name).read_text(encoding="utf-8"))
-        rows = tuple(IndexRow(**{**row, "instruments": tuple(row["instruments"])}) for row in raw.pop("rows"))
-        failures = tuple(Failure(**failure) for failure in raw.pop("failures"))
-        vectors = {key: tuple(raw.pop(key)) for key in ("latent_sum", "latent_squares", "songs")}
-        sidecar = Sidecar(rows=rows, failures=failures, **vectors, **raw)
+        sidecar = parse_sidecar(sidecar_path(data, name))
         complete = (data / SHARDS_FOLDER / sidecar.shard).stat().st_size == sidecar.size
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ShardError, OSError):
         return None
     return sidecar if complete else None
+
+
+def parse_sidecar(path: Path) -> Sidecar:
+    """Read a sidecar, whatever the shard beside it is like. Raises ShardError."""
+    try:
+        raw: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
+        raw["rows"] = tuple(IndexRow(**{**row, "instruments": tuple(row["instruments"])}) for row in raw["rows"])
+        raw["failures"] = tuple(Failure(**failure) for failure in raw["failures"])
+        raw |= {name: tuple(raw[name]) for name in ("latent_sum", "latent_squares", "songs")}
+        return Sidecar(**raw)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ShardError(f"{path}: not a readable sidecar ({error!r})") from None

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mgeldm.model_api import MGELDM
+    from mgeldm.joint import MGELDM
 
 __version__ = "0.1.0"
 __all__ = ["MGELDM", "__version__"]
@@ -12,7 +12,7 @@ __all__ = ["MGELDM", "__version__"]
 def __getattr__(name: str) -> Any:
     # torch is imported only when the model is asked for, so that `mgeldm --help` answers at once.
     if name == "MGELDM":
-        from mgeldm.model_api import MGELDM
+        from mgeldm.joint import MGELDM
 
         return MGELDM
     raise AttributeError(f"module 'mgeldm' has no attribute {name!r}")

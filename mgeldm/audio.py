@@ -4,7 +4,11 @@ soundfile reads WAV, FLAC, MP3, Ogg and Opus; PyAV reads containers (``.m4a``, `
 are float32 ``[channels, frames]``, full scale 1.0. Every failure is an `AudioError` whose ``code`` is a problem code.
 """
 
-from collections.abc import Iterator
+import os
+import re
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,8 +23,15 @@ from manifests.errors import AudioError
 
 Wave = npt.NDArray[np.float32]
 
-CONTAINER_SUFFIXES = frozenset({".m4a", ".mp4", ".m4b", ".mov", ".mka", ".webm"})
-BLOCK_FRAMES = 1 << 18
+# Each with its demuxer: one chosen by content could be a playlist, which opens other files.
+CONTAINERS = {suffix: "mov" for suffix in (".m4a", ".mp4", ".m4b", ".mov")} | {".mka": "matroska", ".webm": "matroska"}
+BLOCK_SAMPLES = 1 << 19
+RATES = range(4_000, 768_001)
+
+_UNKNOWN_FRAMES = 1 << 62
+_UNKNOWN_BYTES = 0x7FFFF000
+# libsndfile's log of a chunk of samples that the file is too short for.
+_SHORT_CHUNK = re.compile(r"^\s*(?:data|SSND) : (\d+) \(should be (\d+)\)", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,25 +47,27 @@ class AudioInfo:
 def probe(path: Path | str, stream: int | None = None) -> AudioInfo:
     """Read the header of an audio file. Raises AudioError (``missing``, ``empty``, ``unreadable``)."""
     path = _existing(path)
-    if path.suffix.lower() in CONTAINER_SUFFIXES:
-        with _container(path) as container:
-            context = _audio_stream(container, path, stream).codec_context
-            return AudioInfo(context.sample_rate, context.channels, None)
-    with _sound(path) as sound:
-        return AudioInfo(sound.samplerate, sound.channels, sound.frames)
+    with _as_audio_error(path):
+        if path.suffix.lower() in CONTAINERS:
+            with _container(path) as container:
+                context = _audio_stream(container, path, stream).codec_context
+                return AudioInfo(_checked_rate(path, context.sample_rate), context.channels, None)
+        with soundfile.SoundFile(path) as sound:
+            return AudioInfo(_checked_rate(path, sound.samplerate), sound.channels, _promised_frames(path, sound))
 
 
 def blocks(path: Path | str, stream: int | None = None, start: int = 0, frames: int | None = None) -> Iterator[Wave]:
-    """Decode ``frames`` samples from ``start`` (to the end by default), in blocks of bounded size.
+    """Decode ``frames`` samples from ``start`` (to the end by default), in blocks of at most `BLOCK_SAMPLES`.
 
     Raises AudioError: ``missing``, ``empty``, ``unreadable``, or ``truncated`` when the file ends before its header
     says. Blocks that were decoded before a truncation have been yielded by then.
     """
     path = _existing(path)
-    if path.suffix.lower() in CONTAINER_SUFFIXES:
-        yield from _container_blocks(path, stream, start, frames)
-    else:
-        yield from _sound_blocks(path, start, frames)
+    with _as_audio_error(path):
+        if path.suffix.lower() in CONTAINERS:
+            yield from _batched(_container_parts(path, stream, start, frames))
+        else:
+            yield from _sound_blocks(path, start, frames)
 
 
 def read(path: Path | str, stream: int | None = None, start: int = 0, frames: int | None = None) -> Wave:
@@ -85,14 +98,10 @@ def fit(wave: Wave, frames: int) -> Wave:
 
 
 def to_channels(wave: Wave, channels: int) -> Wave:
-    """Bring ``[n, frames]`` to ``channels``: down by the mean (mono), up by repetition."""
+    """Bring ``[n, frames]`` to ``[channels, frames]``: unless n is that already, the mean of all, repeated."""
     if wave.shape[0] == channels:
         return wave
-    if channels == 1:
-        return wave.mean(axis=0, keepdims=True, dtype=np.float32)
-    if wave.shape[0] == 1:
-        return np.repeat(wave, channels, axis=0)
-    raise AudioError(f"cannot bring {wave.shape[0]} channels to {channels}; choose a channel in the layout")
+    return np.repeat(wave.mean(axis=0, keepdims=True, dtype=np.float32), channels, axis=0)
 
 
 def load(path: Path | str, rate: int, channels: int = 1, stream: int | None = None) -> Wave:
@@ -104,54 +113,86 @@ def load(path: Path | str, rate: int, channels: int = 1, stream: int | None = No
 def save(path: Path | str, wave: Wave, rate: int) -> None:
     """Write ``[channels, frames]`` atomically; the suffix chooses the format (.wav as 32-bit float, .flac 24 bit)."""
     subtype = {".wav": "FLOAT", ".flac": "PCM_24"}.get(Path(path).suffix.lower())
+    block = _block_frames(wave.shape[0])
     with atomic_path(path) as temporary, soundfile.SoundFile(temporary, "w", rate, wave.shape[0], subtype) as sound:
         # One call with a long Vorbis file can crash libsndfile.
-        for begin in range(0, wave.shape[1], BLOCK_FRAMES):
-            sound.write(wave[:, begin : begin + BLOCK_FRAMES].T)
+        for begin in range(0, wave.shape[1], block):
+            sound.write(wave[:, begin : begin + block].T)
+
+
+@contextmanager
+def _as_audio_error(path: Path) -> Iterator[None]:
+    """Whatever a decoding library raises, foreseen or not, becomes an AudioError."""
+    try:
+        yield
+    except (AudioError, MemoryError):
+        raise
+    except Exception as error:
+        code = "unreadable" if os.path.exists(path) else "missing"
+        raise AudioError(f"{path}: not decodable as {path.suffix or 'audio'} ({_reason(error)})", code) from error
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _existing(path: Path | str) -> Path:
     path = Path(path)
-    if not path.is_file():
-        raise AudioError(f"{path}: no such file", "missing")
-    if path.stat().st_size == 0:
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        raise AudioError(f"{path}: no such file", "missing") from None
+    except (OSError, ValueError) as error:
+        raise AudioError(f"{path}: cannot be opened ({_reason(error)})") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise AudioError(f"{path}: not a file")
+    if status.st_size == 0:
         raise AudioError(f"{path}: the file has 0 bytes", "empty")
     return path
 
 
-def _sound(path: Path) -> soundfile.SoundFile:
-    try:
-        return soundfile.SoundFile(path)
-    except (soundfile.SoundFileError, TypeError) as error:
-        raise AudioError(f"{path}: not decodable as {path.suffix or 'audio'} ({error})") from None
-    except OSError as error:
-        raise AudioError(f"{path}: cannot be opened ({error.strerror})") from None
+def _checked_rate(path: Path, rate: int) -> int:
+    if rate not in RATES:
+        raise AudioError(f"{path}: a sample rate of {rate} Hz; {RATES.start} to {RATES.stop - 1} Hz can be used")
+    return rate
+
+
+def _block_frames(channels: int) -> int:
+    return max(1, BLOCK_SAMPLES // channels)
+
+
+def _promised_frames(path: Path, sound: soundfile.SoundFile) -> int:
+    """Frames that the header says; libsndfile itself takes what a cut WAV or AIFF still holds for its length."""
+    if sound.frames >= _UNKNOWN_FRAMES:
+        raise AudioError(f"{path}: the header does not say how long the file is; write it anew, not through a pipe")
+    chunk = _SHORT_CHUNK.search(sound.extra_info)
+    said, held = (int(chunk[1]), int(chunk[2])) if chunk else (0, 0)
+    # Writers that cannot seek back leave the largest number there is as the size.
+    return int(sound.frames) * said // held if 0 < held < said < _UNKNOWN_BYTES else int(sound.frames)
 
 
 def _sound_blocks(path: Path, start: int, frames: int | None) -> Iterator[Wave]:
-    with _sound(path) as sound:
-        expected = max(0, sound.frames - start) if frames is None else min(frames, max(0, sound.frames - start))
-        done = 0
+    with soundfile.SoundFile(path) as sound:
+        promised = _promised_frames(path, sound)
+        expected = max(0, promised - start) if frames is None else min(frames, max(0, promised - start))
+        size, done = _block_frames(sound.channels), 0
         try:
             if start:
                 sound.seek(min(start, sound.frames))
             while done < expected:
-                block = sound.read(min(BLOCK_FRAMES, expected - done), dtype="float32", always_2d=True)
+                block = sound.read(min(size, expected - done), dtype="float32", always_2d=True)
                 if not len(block):
                     break
                 done += len(block)
                 yield np.ascontiguousarray(block.T)
         except soundfile.SoundFileError as error:
-            raise AudioError(f"{path}: decoding stopped at frame {start + done} ({error})", "truncated") from None
+            raise AudioError(f"{path}: decoding stopped after frame {start + done} ({error})", "truncated") from None
         if done < expected:
-            raise AudioError(f"{path}: ends at frame {start + done}, its header says {sound.frames}", "truncated")
+            raise AudioError(f"{path}: ends at frame {start + done}, its header says {promised}", "truncated")
 
 
 def _container(path: Path) -> av.container.InputContainer:
-    try:
-        return av.open(str(path))
-    except (av.FFmpegError, OSError) as error:
-        raise AudioError(f"{path}: not a readable media file ({error})") from None
+    return av.open(f"file:{path}", format=CONTAINERS[path.suffix.lower()])
 
 
 def _audio_stream(container: av.container.InputContainer, path: Path, stream: int | None) -> av.audio.AudioStream:
@@ -161,22 +202,27 @@ def _audio_stream(container: av.container.InputContainer, path: Path, stream: in
     return streams[stream or 0]
 
 
-def _container_blocks(path: Path, stream: int | None, start: int, frames: int | None) -> Iterator[Wave]:
+def _container_parts(path: Path, stream: int | None, start: int, frames: int | None) -> Iterator[Wave]:
     with _container(path) as container:
         audio = _audio_stream(container, path, stream)
-        rate = audio.codec_context.sample_rate
+        rate, channels = audio.codec_context.sample_rate, audio.codec_context.channels
         resampler = av.AudioResampler(format="fltp")
         position, end = 0, None if frames is None else start + frames
-        seeking = start > 0
-        if seeking:
-            # A seek lands early; one second more lets the decoder settle before the first sample that is used.
-            container.seek(max(0, int((start / rate - 1.0) / audio.time_base)), stream=audio, backward=True)
         first = audio.start_time or 0
+        # A seek lands early; one second more lets the decoder settle before the first sample that is used. Time stamps
+        # coarser than a sample (Matroska) cannot say where it landed.
+        seeking = start > rate and audio.time_base * rate <= 1
+        if seeking:
+            container.seek(first + int((start / rate - 1.0) / audio.time_base), stream=audio, backward=True)
         try:
             for frame in container.decode(audio):
                 if seeking:
-                    position = round(float((frame.pts - first) * frame.time_base) * rate)
+                    position = round((frame.pts - first) * audio.time_base * rate)
                     seeking = False
+                    if position > start:
+                        raise AudioError(f"{path}: seeking to frame {start} ended at {position}")
+                if (frame.sample_rate, frame.layout.nb_channels) != (rate, channels):
+                    raise AudioError(f"{path}: changes its sample rate or channels at frame {position}")
                 for part in resampler.resample(frame):
                     block = part.to_ndarray()
                     low, high = max(0, start - position), block.shape[1]
@@ -189,3 +235,27 @@ def _container_blocks(path: Path, stream: int | None, start: int, frames: int | 
                     return
         except av.FFmpegError as error:
             raise AudioError(f"{path}: decoding stopped at frame {position} ({error})", "truncated") from None
+        # Edit lists and padding of the codec move the end by a little.
+        promised = round((audio.duration or 0) * audio.time_base * rate)
+        if position + rate // 10 < promised:
+            raise AudioError(f"{path}: ends at frame {position}, its header says {promised}", "truncated")
+
+
+def _batched(parts: Iterable[Wave]) -> Iterator[Wave]:
+    """Join short parts to blocks: what is done for each block costs more than what is done for each sample."""
+    waiting: list[Wave] = []
+    samples = 0
+    failure: AudioError | None = None
+    try:
+        for part in parts:
+            waiting.append(part)
+            samples += part.size
+            if samples >= BLOCK_SAMPLES // 2:
+                yield np.concatenate(waiting, axis=1)
+                waiting, samples = [], 0
+    except AudioError as error:
+        failure = error
+    if waiting:
+        yield np.concatenate(waiting, axis=1)
+    if failure:
+        raise failure

@@ -40,6 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except MGELDMError as error:
         print(f"mgeldm {name}: {error}", file=sys.stderr)
         return USAGE
+    except OSError as error:
+        print(f"mgeldm {name}: {error.filename or 'file system'}: {error.strerror or error}", file=sys.stderr)
+        return USAGE
     except KeyboardInterrupt:
         print(f"mgeldm {name}: interrupted; the same command goes on where it was", file=sys.stderr)
         return 130

@@ -15,7 +15,8 @@ from manifests.songs import activity_frames
 from mgeldm import audio
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+# No slots in what is nested in a configuration: the command line's parser reads defaults by their __dict__.
+@dataclass(frozen=True, kw_only=True)
 class ActivityConfig:
     """When a 100 ms frame counts as active."""
 
@@ -49,7 +50,7 @@ def measure(path: Path | str, stream: int | None, config: ActivityConfig) -> Mea
     info = audio.probe(path, stream)
     meter = _LoudnessMeter(info.sample_rate, info.channels)
     energy = _FrameSums(info.sample_rate, info.channels)
-    digest = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(f"{info.sample_rate} {info.channels}".encode(), digest_size=16)
     frames, peak, finite = 0, 0.0, True
     problem: AudioError | None = None
     try:
@@ -59,7 +60,8 @@ def measure(path: Path | str, stream: int | None, config: ActivityConfig) -> Mea
                 block = np.nan_to_num(block, nan=0.0, posinf=0.0, neginf=0.0)
             frames += block.shape[1]
             peak = max(peak, float(np.abs(block).max(initial=0.0)))
-            digest.update(block.tobytes())
+            # Channels interleaved, so that the hash does not depend on where blocks end; and no negative zeros.
+            digest.update(np.add(block.T, np.float32(0), order="C").data)
             energy.add(block)
             meter.add(block)
     except AudioError as error:
@@ -95,36 +97,40 @@ def hysteresis(rms_dbfs: npt.NDArray[np.float64], config: ActivityConfig) -> npt
 
 
 class _FrameSums:
-    """Sums of squares over successive 100 ms frames, per channel."""
+    """Sums of squares over successive 100 ms frames, per channel. Frame k holds samples n, floor(10 n / rate) = k."""
 
     def __init__(self, rate: int, channels: int) -> None:
         self._rate = rate
-        self._position = 0
-        self.sums = np.zeros((channels, 0))
+        self._channels = channels
+        self._parts: list[tuple[int, npt.NDArray[np.float64]]] = []
+        self.samples = 0
 
     def add(self, block: npt.NDArray[np.floating]) -> None:
         if not block.shape[1]:
             return
-        end = self._position + block.shape[1]
-        first, last = self._position * 10 // self._rate, activity_frames(end, self._rate)
-        # Frame k holds the samples n with floor(10 n / rate) = k.
-        starts = np.maximum(-(-np.arange(first, last) * self._rate // 10), self._position) - self._position
-        sums = np.add.reduceat(np.square(block, dtype=np.float64), starts, axis=1)
-        grown = np.zeros((block.shape[0], max(last, self.sums.shape[1])))
-        grown[:, : self.sums.shape[1]] = self.sums
-        grown[:, first:last] += sums
-        self.sums, self._position = grown, end
+        end = self.samples + block.shape[1]
+        first, last = self.samples * 10 // self._rate, (end - 1) * 10 // self._rate
+        starts = np.maximum(self._edges(first, last + 1), self.samples) - self.samples
+        self._parts.append((first, np.add.reduceat(np.square(block, dtype=np.float64), starts, axis=1)))
+        self.samples = end
+
+    def sums(self) -> npt.NDArray[np.float64]:
+        """``[channels, ceil(duration / 0.1 s)]``; the last frame may be a part of one."""
+        total = np.zeros((self._channels, activity_frames(self.samples, self._rate)))
+        for first, sums in self._parts:
+            total[:, first : first + sums.shape[1]] += sums
+        return total
 
     def rms_dbfs(self) -> npt.NDArray[np.float64]:
         """RMS of each frame over all channels, in dBFS; -inf for digital silence."""
-        edges = np.minimum(-(-np.arange(self.sums.shape[1] + 1) * self._rate // 10), self._position)
-        counts = np.diff(edges) * self.sums.shape[0]
+        sums = self.sums()
+        counts = np.diff(np.minimum(self._edges(0, sums.shape[1] + 1), self.samples)) * self._channels
         with np.errstate(divide="ignore"):
-            return np.asarray(10 * np.log10(self.sums.sum(axis=0) / np.maximum(counts, 1)), dtype=np.float64)
+            return np.asarray(10 * np.log10(sums.sum(axis=0) / np.maximum(counts, 1)), dtype=np.float64)
 
-    def whole(self) -> npt.NDArray[np.float64]:
-        """Sums of the frames that are complete, ``[channels, frames]``."""
-        return self.sums[:, : self._position * 10 // self._rate]
+    def _edges(self, first: int, end: int) -> npt.NDArray[np.int64]:
+        """First sample of each of the frames ``first`` to ``end - 1``."""
+        return -(-np.arange(first, end) * self._rate // 10)
 
 
 class _LoudnessMeter:
@@ -147,16 +153,19 @@ class _LoudnessMeter:
 
     def integrated(self) -> float | None:
         """LUFS, or None under 0.4 s or when every block is gated."""
-        sums = self._frames.whole()
-        if sums.shape[1] < 4:
+        if self._frames.samples * 10 < 4 * self._rate:
             return None
+        # As in pyloudnorm, a last block counts when it is at least about half there.
+        sums = self._frames.sums()[:, : round(self._frames.samples * 10 / self._rate)]
         blocks = np.lib.stride_tricks.sliding_window_view(sums, 4, axis=1).sum(axis=2) / (0.4 * self._rate)
         power = (np.asarray(self._GAINS[: self._channels])[:, None] * blocks).sum(axis=0)
-        with np.errstate(divide="ignore"):
-            loudness = -0.691 + 10 * np.log10(power)
-        gated = loudness > -70.0
+        gated = _lufs(power) >= -70.0
         if not gated.any():
             return None
-        relative = -0.691 + 10 * np.log10(power[gated].mean()) - 10.0
-        gated &= loudness > relative
-        return float(-0.691 + 10 * np.log10(power[gated].mean())) if gated.any() else None
+        gated &= _lufs(power) > _lufs(power[gated].mean()) - 10.0
+        return float(_lufs(power[gated].mean())) if gated.any() else None
+
+
+def _lufs(power: npt.ArrayLike) -> npt.NDArray[np.float64]:
+    with np.errstate(divide="ignore"):
+        return np.asarray(-0.691 + 10 * np.log10(power), dtype=np.float64)

@@ -5,8 +5,13 @@ Bad input is the worker's to record in its result; an exception that leaves it i
 """
 
 import logging
+import logging.handlers
 import os
-from collections.abc import Callable, Iterator, Sequence
+import socket
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -14,6 +19,10 @@ from manifests.errors import ConfigError
 
 U = TypeVar("U")
 R = TypeVar("R")
+
+# Units and results are paths and rows; what is big goes through files.
+OBJECT_STORE_BYTES = 256 << 20
+RESTART_POLL_S = 0.1
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +38,7 @@ class RunnerConfig:
     gpus_per_worker: float = 0.0
     """GPUs that each actor asks Ray for."""
     address: str | None = None
-    """Address of a running Ray cluster; None starts one on this machine."""
+    """Address of a running Ray cluster; None: that of RAY_ADDRESS, or else one is started on this machine."""
     retries: int = 3
     """How often a unit is given out again after its actor died."""
 
@@ -43,7 +52,13 @@ def run_units(
 ) -> Iterator[tuple[int, R]]:
     """Yield ``(index of the unit, its result)`` as units finish.
 
-    ``build`` must be picklable (a module-level class or a `functools.partial`).
+    ``build`` must be picklable (a module-level class or a `functools.partial`). On Ray, what workers log is logged
+    here when their unit is done.
+
+    Raises:
+        ConfigError: the Ray cluster cannot be reached or lacks GPUs.
+        RuntimeError: a unit killed its worker more than ``config.retries`` times.
+        Exception: whatever ``build`` or a worker raised.
     """
     if not units:
         return
@@ -55,79 +70,152 @@ def run_units(
         yield from _run_on_ray(units, build, config)
 
 
+def connect(config: RunnerConfig) -> None:
+    """Connect to the Ray cluster of ``config``, or start one on this machine; once per process.
+
+    Raises:
+        ConfigError: no cluster answers at the address.
+    """
+    import ray
+
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # At each start Ray says as a warning that its tokens are on, which is what they should be.
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            _knock(address)
+        ray.init(
+            address=address or "local",
+            object_store_memory=None if address else OBJECT_STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,
+        )
+    except OSError as error:
+        raise ConfigError(f"{address}: no Ray cluster answers ({_line(error)})") from error
+
+
+def _knock(address: str) -> None:
+    """Raise OSError unless somebody listens at ``address``: Ray itself would try for many minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
+
+
 def _run_on_ray(
     units: Sequence[U], build: Callable[[], Callable[[U], R]], config: RunnerConfig
 ) -> Iterator[tuple[int, R]]:
     import ray
 
     connect(config)
-    resources = ray.cluster_resources()
-    available = resources.get("GPU", 0) / config.gpus_per_worker if config.gpus_per_worker else resources.get("CPU", 1)
-    count = max(1, min(config.workers or int(available), len(units)))
-    # One math thread per core that the actor was given: more would fight the other actors.
-    threads = max(1, int(resources.get("CPU", 1)) // count)
-
-    @ray.remote(num_cpus=1, num_gpus=config.gpus_per_worker, max_restarts=-1, max_task_retries=0)
-    class Actor:
-        def __init__(self) -> None:
-            _limit_threads(threads)
-            self.work = build()
-
-        def call(self, unit: Any) -> Any:
-            return self.work(unit)
-
-    actors = [Actor.remote() for _ in range(count)]
-    pending = list(enumerate(units))[::-1]
-    deaths = [0] * len(units)
-    running: dict[Any, tuple[Any, int]] = {}
+    count, threads = _width(ray.cluster_resources(), len(units), config)
+    died = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)
+    actor_class: Any = ray.remote(num_cpus=1, num_gpus=config.gpus_per_worker, max_restarts=-1)(_Actor)
+    actors = [actor_class.remote(build, threads, logging.getLogger().level) for _ in range(count)]
+    # An actor gets its first unit once it runs: one that the cluster has no room for must not sit on a unit.
+    running: dict[Any, tuple[Any, int | None]] = {actor.ready.remote(): (actor, None) for actor in actors}
+    pending, deaths, done = deque(range(len(units))), Counter[int](), 0
     try:
-        for actor in actors:
-            _give(actor, pending, units, running)
-        while running:
-            ready, _ = ray.wait(list(running), num_returns=1)
-            actor, index = running.pop(ready[0])
+        while done < len(units):
+            (reference,), _ = ray.wait(list(running))
+            actor, index = running.pop(reference)
+            answer: tuple[R, list[logging.LogRecord]] | None = None
             try:
-                result = ray.get(ready[0])
-            except ray.exceptions.RayActorError as error:
-                deaths[index] += 1
-                if deaths[index] > config.retries:
-                    raise RuntimeError(f"unit {index} killed its worker {deaths[index]} times: {error}") from error
-                logger.warning("a worker died on unit %d and is started again (%s)", index, type(error).__name__)
-                pending.append((index, units[index]))
-                _give(actor, pending, units, running)
+                answer = ray.get(reference)
+            except died as error:
+                if index is not None:
+                    _count_death(deaths, index, config.retries, error)
+                    pending.appendleft(index)
+                elif isinstance(error, ray.exceptions.ActorDiedError):
+                    raise RuntimeError(f"a worker cannot be started ({_line(error)})") from error
+                # While it is started again, an actor refuses calls: one death would count as many.
+                time.sleep(RESTART_POLL_S)
+                running[actor.ready.remote()] = (actor, None)
                 continue
-            _give(actor, pending, units, running)
-            yield index, result
+            except ray.exceptions.RayTaskError as error:
+                raise (error.cause if isinstance(error.cause, Exception) else error) from error
+            if pending:
+                upcoming = pending.popleft()
+                running[actor.call.remote(units[upcoming])] = (actor, upcoming)
+            if index is not None and answer is not None:
+                result, records = answer
+                _log_again(records)
+                done += 1
+                yield index, result
     finally:
         for actor in actors:
             ray.kill(actor)
 
 
-def _give(
-    actor: Any, pending: list[tuple[int, Any]], units: Sequence[Any], running: dict[Any, tuple[Any, int]]
-) -> None:
-    if pending:
-        index, unit = pending.pop()
-        running[actor.call.remote(unit)] = (actor, index)
+def _width(resources: Mapping[str, float], units: int, config: RunnerConfig) -> tuple[int, int]:
+    """Number of actors, and math threads for each: more than its share of the cores would fight the other actors."""
+    cores, gpus = resources.get("CPU", 1), resources.get("GPU", 0)
+    if gpus < config.gpus_per_worker:
+        raise ConfigError(f"each worker asks for {config.gpus_per_worker:g} GPUs, the Ray cluster has {gpus:g} in all")
+    room = gpus / config.gpus_per_worker if config.gpus_per_worker else cores
+    count = max(1, min(config.workers or int(room), units))
+    return count, max(1, int(cores) // count)
 
 
-def connect(config: RunnerConfig) -> None:
-    """Connect to the Ray cluster of ``config``, or start one on this machine; once per process."""
-    import ray
-
-    if ray.is_initialized():
-        return
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    ray.init(
-        address=config.address,
-        include_dashboard=False,
-        logging_level=logging.WARNING,
-        log_to_driver=True,
-        configure_logging=False,
-    )
+def _count_death(deaths: Counter[int], index: int, retries: int, error: Exception) -> None:
+    deaths[index] += 1
+    if deaths[index] > retries:
+        raise RuntimeError(
+            f"unit {index} killed its worker {deaths[index]} times; run with runner=local to see why, or, if memory ran"
+            f" out, with fewer workers ({_line(error)})"
+        ) from error
+    logger.warning("unit %d killed its worker, which is started again (%s)", index, _line(error))
 
 
-def _limit_threads(threads: int) -> None:
-    import torch
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
-    torch.set_num_threads(threads)
+
+def _log_again(records: list[logging.LogRecord]) -> None:
+    for record in records:
+        target = logging.getLogger(record.name)
+        if target.isEnabledFor(record.levelno):
+            target.handle(record)
+
+
+class _Records(logging.handlers.QueueHandler):
+    """Keeps log records, made picklable, until they are taken."""
+
+    def __init__(self) -> None:
+        super().__init__(queue=None)  # type: ignore[arg-type]
+        self._records: list[logging.LogRecord] = []
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        self._records.append(record)
+
+    def take(self) -> list[logging.LogRecord]:
+        taken, self._records = self._records, []
+        return taken
+
+
+class _Actor:
+    """A worker on Ray. It is built by the first call, so that an error in ``build`` is raised like one of a unit."""
+
+    def __init__(self, build: Callable[[], Callable[[Any], Any]], threads: int, level: int) -> None:
+        self._build = build
+        self._threads = threads
+        self._work: Callable[[Any], Any] | None = None
+        self._records = _Records()
+        logging.captureWarnings(True)
+        logging.getLogger().addHandler(self._records)
+        logging.getLogger().setLevel(level)
+
+    def ready(self) -> None:
+        """Return once the actor runs."""
+
+    def call(self, unit: Any) -> tuple[Any, list[logging.LogRecord]]:
+        """The result of a unit, and what was logged meanwhile."""
+        if self._work is None:
+            self._work = self._build()
+            # A stage that does without torch must not wait for its import.
+            if torch := sys.modules.get("torch"):
+                torch.set_num_threads(self._threads)
+        return self._work(unit), self._records.take()

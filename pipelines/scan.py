@@ -1,6 +1,8 @@
 """scan: corpora on disk -> `songs.parquet`. Every file is decoded once and measured; nothing wrong is dropped."""
 
+import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Sequence
@@ -9,12 +11,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from manifests.atomic import content_hash
+import numpy as np
+
+from manifests.atomic import canonical_json, content_hash
 from manifests.corpora import Corpus, SongListing, StemListing, get_corpus
 from manifests.errors import AudioError, CorpusError, ManifestError
 from manifests.labels import UNMAPPED, lookup
+from manifests.problems import Effect, effect
 from manifests.songs import (
     SONGS_VERSION,
+    SUBSETS,
     Problem,
     Song,
     Stem,
@@ -32,6 +38,13 @@ from pipelines.runner import RunnerConfig, run_units
 logger = logging.getLogger(__name__)
 
 JOURNAL_SECONDS = 30.0
+
+# A stem may lack this much at its end without a word: codecs and resamplers round.
+_TOLERANCE_S = 0.1
+# What may be mended without a trace in a file's size or time: the song is measured again.
+_RETRIED = frozenset({"missing", "unreadable"})
+# Codes that come from listing a corpus, not from measuring its files.
+_LISTED = frozenset({"metadata", "excluded", "unknown_subset", "bad_name", "unlabelled", "no_audio", "unmapped_label"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,13 +69,6 @@ class ScanSummary:
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Unit:
-    corpus: str
-    root: str
-    listing: SongListing
-
-
 def scan(
     sources: Sequence[tuple[str, Path]],
     out: Path,
@@ -81,18 +87,20 @@ def scan(
     """
     config, runner = config or ScanConfig(), runner or RunnerConfig()
     begin = time.monotonic()
-    units = list_units(sources)
+    listed = list_units(sources)
     identity = content_hash({"config": asdict(config), "version": SONGS_VERSION})
     journal = out.with_name(out.name + ".journal")
     known = _known(out, journal, identity)
     songs: list[Song] = []
-    waiting: list[_Unit] = []
-    for unit in units:
-        earlier = known.get(f"{unit.corpus}/{unit.listing.song}")
-        if earlier and _unchanged(earlier, unit):
+    waiting: list[Song] = []
+    for song in listed:
+        earlier = known.pop(song.song_id, None)
+        if earlier and _unchanged(earlier, song):
             songs.append(earlier)
         else:
-            waiting.append(unit)
+            waiting.append(song)
+    if known:
+        logger.warning("%s: %d songs of an earlier scan are not among these corpora and leave it", out, len(known))
     reused = len(songs)
     songs += _measure_all(waiting, journal, identity, config, runner)
     write_songs(out, songs, {"config": identity})
@@ -108,34 +116,66 @@ def scan(
     )
 
 
-def list_units(sources: Sequence[tuple[str, Path]]) -> list[_Unit]:
-    """List the songs of all sources without opening audio. Raises CorpusError."""
-    units = []
-    for name, root in sources:
+def preview(sources: Sequence[tuple[str, Path]]) -> dict[str, Any]:
+    """What a scan would read, without opening audio: songs, stems, bytes of their files, problems of the listing.
+
+    Raises:
+        CorpusError: a source is no such corpus.
+        ManifestError: two songs share an id.
+    """
+    songs = list_units(sources)
+    stems = [_with_file_state(Path(song.root), stem) for song in songs for stem in song.stems]
+    size = sum(stem.size or 0 for stem in stems)
+    return {"songs": len(songs), "stems": len(stems), "bytes": size, "problems": count_problems(songs)}
+
+
+def list_units(sources: Sequence[tuple[str, Path]]) -> list[Song]:
+    """List the songs of all sources without opening audio: rows of the manifest in which nothing is measured yet.
+
+    Raises:
+        CorpusError: a source is no such corpus.
+        ManifestError: two songs share an id.
+    """
+    songs: dict[str, Song] = {}
+    for name, folder in sources:
         corpus: Corpus = get_corpus(name)
-        if not root.is_dir():
-            raise CorpusError(f"{root}: no such folder (root of corpus {corpus.name})")
-        listed = [_Unit(corpus.name, str(root.resolve()), listing) for listing in corpus.songs(root)]
-        logger.info("%s: %d songs below %s", corpus.name, len(listed), root)
-        units += listed
-    return units
+        root = folder.resolve()
+        if not os.path.isdir(root):
+            raise CorpusError(f"{folder}: no such folder (root of corpus {corpus.name})")
+        if _utf8(str(root)) != str(root):
+            raise CorpusError(f"{_utf8(str(root))}: the path is not UTF-8, so that no table can hold it; rename it")
+        count = len(songs)
+        for listing in corpus.songs(root):
+            song = _listed(corpus, root, listing)
+            if other := songs.get(song.song_id):
+                raise ManifestError(f"{song.song_id}: two songs with this id, below {other.root} and {song.root}")
+            songs[song.song_id] = song
+        logger.info("%s: %d songs below %s", corpus.name, len(songs) - count, root)
+    return list(songs.values())
 
 
 def _measure_all(
-    units: list[_Unit], journal: Path, identity: str, config: ScanConfig, runner: RunnerConfig
+    waiting: list[Song], journal: Path, identity: str, config: ScanConfig, runner: RunnerConfig
 ) -> list[Song]:
     songs: list[Song] = []
-    fresh: list[Song] = []
-    written = time.monotonic()
-    with progress(len(units), "scan", "songs") as bar:
-        for _, song in run_units(units, partial(_Measurer, config), runner):
-            songs.append(song)
-            fresh.append(song)
-            bar.update()
-            if time.monotonic() - written > JOURNAL_SECONDS:
-                write_songs(journal / f"{len(songs):09d}-{time.time_ns()}.parquet", fresh, {"config": identity})
-                fresh, written = [], time.monotonic()
+    written, saved = time.monotonic(), 0
+    with progress(len(waiting), "scan", "songs") as bar:
+        try:
+            for _, song in run_units(waiting, partial(_Measurer, config), runner):
+                songs.append(song)
+                bar.update()
+                if time.monotonic() - written > JOURNAL_SECONDS:
+                    _write_journal(journal, songs[saved:], identity)
+                    written, saved = time.monotonic(), len(songs)
+        except BaseException:
+            _write_journal(journal, songs[saved:], identity)
+            raise
     return songs
+
+
+def _write_journal(journal: Path, songs: list[Song], identity: str) -> None:
+    if songs:
+        write_songs(journal / f"{time.time_ns()}.parquet", songs, {"config": identity})
 
 
 def _known(out: Path, journal: Path, identity: str) -> dict[str, Song]:
@@ -153,25 +193,66 @@ def _known(out: Path, journal: Path, identity: str) -> dict[str, Song]:
     return known
 
 
-def _unchanged(song: Song, unit: _Unit) -> bool:
-    """True when the listing and every file behind ``song`` are what was measured."""
-    if song.root != unit.root or any(stem.size is None for stem in song.stems):
+def _unchanged(earlier: Song, listed: Song) -> bool:
+    """True when the listing and every file behind ``earlier`` are what was measured."""
+    rest = earlier.problems[len(listed.problems) :]
+    if earlier.problems[: len(listed.problems)] != listed.problems or any(problem.code in _LISTED for problem in rest):
         return False
-    blank = _song(unit, ScanConfig(), measured=False)
-    if (song.subset, song.mixture, song.license, song.extra) != (
-        blank.subset,
-        blank.mixture,
-        blank.license,
-        blank.extra,
-    ):
+    if any(problem.code in _RETRIED for problem in rest):
         return False
-    return [_identity(stem) for stem in song.stems] == [
-        _identity(replace(stem, **_file_state(Path(unit.root), stem.path))) for stem in blank.stems
+    fields = ("root", "subset", "mixture", "license", "extra")
+    if any(getattr(earlier, name) != getattr(listed, name) for name in fields):
+        return False
+    root = Path(listed.root)
+    return [_identity(stem) for stem in earlier.stems] == [
+        _identity(_with_file_state(root, stem)) for stem in listed.stems
     ]
 
 
-def _identity(stem: Stem) -> tuple[Any, ...]:
-    return (stem.stem_id, stem.path, stem.stream, stem.label, stem.instrument, stem.size, stem.mtime_ns)
+def _identity(stem: Stem) -> tuple[object, ...]:
+    return (stem.stem_id, stem.path, stem.stream, stem.label, stem.instrument, stem.family, stem.size, stem.mtime_ns)
+
+
+def _listed(corpus: Corpus, root: Path, listing: SongListing) -> Song:
+    """A listing as a row of the manifest: nothing is measured yet, and every text is UTF-8."""
+    if listing.subset not in SUBSETS:
+        raise CorpusError(f"{corpus.name}: {listing.song!r} is in subset {listing.subset!r}, not {', '.join(SUBSETS)}")
+    if len({stem.stem_id for stem in listing.stems}) < len(listing.stems):
+        raise CorpusError(f"{corpus.name}: {listing.song!r} has two stems with one id")
+    problems = [replace(p, stem_id=p.stem_id and _utf8(p.stem_id), detail=_line(p.detail)) for p in listing.problems]
+    stems = tuple(_listed_stem(stem, problems) for stem in listing.stems)
+    mixture = listing.mixture
+    if mixture is not None and _utf8(mixture) != mixture:
+        problems.append(Problem(code="mixture_unreadable", detail=f"{mixture!r} is not UTF-8"))
+        mixture = None
+    return Song(
+        song_id=f"{corpus.name}/{_utf8(listing.song)}",
+        corpus=corpus.name,
+        root=str(root),
+        subset=listing.subset,
+        mixture=mixture,
+        stems=stems,
+        license=listing.license,
+        problems=tuple(problems),
+        extra=json.loads(canonical_json(listing.extra).encode("utf-8", "replace")),
+    )
+
+
+def _listed_stem(listing: StemListing, problems: list[Problem]) -> Stem:
+    label = lookup(listing.instrument or listing.label)
+    stem = Stem(
+        stem_id=_utf8(listing.stem_id),
+        path=_utf8(listing.path),
+        stream=listing.stream,
+        label=_utf8(listing.label),
+        instrument=_utf8(label.instrument),
+        family=label.family,
+    )
+    if stem.path != listing.path:
+        problems.append(Problem(code="bad_name", stem_id=stem.stem_id, detail=stem.path))
+    if label.family == UNMAPPED:
+        problems.append(Problem(code="unmapped_label", stem_id=stem.stem_id, detail=_line(f"{listing.label!r}")))
+    return stem
 
 
 class _Measurer:
@@ -180,75 +261,52 @@ class _Measurer:
     def __init__(self, config: ScanConfig) -> None:
         self.config = config
 
-    def __call__(self, unit: _Unit) -> Song:
-        return _song(unit, self.config, measured=True)
-
-
-def _song(unit: _Unit, config: ScanConfig, *, measured: bool) -> Song:
-    listing = unit.listing
-    root = Path(unit.root)
-    problems = list(listing.problems)
-    stems = [_stem(root, stem, config, problems, measured=measured) for stem in listing.stems]
-    mixture = listing.mixture
-    if mixture is not None and measured:
-        mixture = _checked_mixture(root, mixture, problems)
-    readable = [stem for stem in stems if stem.frames and stem.sample_rate]
-    rate = max((stem.sample_rate or 0 for stem in readable), default=None)
-    duration = max(((stem.frames or 0) / (stem.sample_rate or 1) for stem in readable), default=0.0)
-    # A stem may lack up to 0.1 s without a word: codecs and resamplers round.
-    if any(duration - (stem.frames or 0) / (stem.sample_rate or 1) > 0.1 for stem in readable):
-        shortest = min((stem.frames or 0) / (stem.sample_rate or 1) for stem in readable)
-        problems.append(Problem(code="unequal_length", detail=f"{shortest:.2f} to {duration:.2f} s"))
-    song = Song(
-        song_id=f"{unit.corpus}/{listing.song}",
-        corpus=unit.corpus,
-        root=unit.root,
-        subset=listing.subset,
-        sample_rate=rate,
-        frames=round(duration * rate) if rate else None,
-        duration_s=duration,
-        mixture=mixture,
-        stems=tuple(stems),
-        license=listing.license,
-        problems=tuple(problems),
-        extra=listing.extra,
-    )
-    return replace(song, problems=(*problems, *_song_problems(song))) if measured else song
+    def __call__(self, song: Song) -> Song:
+        problems = list(song.problems)
+        excluded = {problem.stem_id for problem in problems if effect(problem.code) is Effect.STEM}
+        root = Path(song.root)
+        stems = tuple(
+            stem if stem.stem_id in excluded else _measured(root, stem, self.config, problems) for stem in song.stems
+        )
+        readable = [(stem.frames / stem.sample_rate, stem) for stem in stems if stem.frames and stem.sample_rate]
+        duration = max((seconds for seconds, _ in readable), default=0.0)
+        shortest = min((seconds for seconds, _ in readable), default=0.0)
+        if duration - shortest > _TOLERANCE_S:
+            problems.append(Problem(code="unequal_length", detail=f"{shortest:.2f} to {duration:.2f} s"))
+        rate = max((stem.sample_rate or 0 for _, stem in readable), default=None)
+        song = replace(
+            song,
+            sample_rate=rate,
+            frames=round(duration * rate) if rate else None,
+            duration_s=duration,
+            mixture=_checked_mixture(root, song.mixture, problems),
+            stems=stems,
+            problems=tuple(problems),
+        )
+        return replace(song, problems=(*problems, *_song_problems(song)))
 
 
 def _song_problems(song: Song) -> list[Problem]:
     if not song.stems:
-        return [Problem(code="no_stems", detail=f"{song.root}: {song.song_id}")]
-    if len(song.usable_stems) < 2 and not any(problem.code == "metadata" for problem in song.problems):
+        return [Problem(code="no_stems", detail=_line(f"{song.root}: {song.song_id}"))]
+    whole = any(effect(problem.code) is Effect.SONG for problem in song.problems)
+    if len(song.usable_stems) < 2 and not whole:
         return [Problem(code="single_stem", detail=f"{len(song.usable_stems)} of {len(song.stems)} stems usable")]
     return []
 
 
-def _stem(root: Path, listing: StemListing, config: ScanConfig, problems: list[Problem], *, measured: bool) -> Stem:
-    label = lookup(listing.instrument or listing.label)
-    stem = Stem(
-        stem_id=listing.stem_id,
-        path=listing.path,
-        stream=listing.stream,
-        label=listing.label,
-        instrument=label.instrument,
-        family=label.family,
-    )
-    if not measured:
-        return stem
-
+def _measured(root: Path, stem: Stem, config: ScanConfig, problems: list[Problem]) -> Stem:
     def problem(code: str, detail: str) -> None:
-        problems.append(Problem(code=code, stem_id=listing.stem_id, detail=detail))
+        problems.append(Problem(code=code, stem_id=stem.stem_id, detail=_line(detail)))
 
-    if label.family == UNMAPPED:
-        problem("unmapped_label", f"{listing.label!r}")
-    path = inside(root, listing.path)
+    path = inside(root, stem.path)
     if path is None:
-        problem("outside_root", listing.path)
+        problem("outside_root", stem.path)
         return stem
-    stem = replace(stem, **_file_state(root, listing.path))
+    # The state before the first read: a file that changes meanwhile is measured again by the next scan.
+    stem = _with_file_state(root, stem)
     try:
-        found = measure(path, listing.stream, config.activity)
+        found = measure(path, stem.stream, config.activity)
     except AudioError as error:
         problem(error.code, str(error))
         return stem
@@ -263,27 +321,23 @@ def _stem(root: Path, listing: StemListing, config: ScanConfig, problems: list[P
         frames=found.frames,
         lufs=found.lufs,
         peak_dbfs=found.peak_dbfs,
-        activity=_packed(found.activity),
+        activity=np.packbits(found.activity).tobytes(),
         fingerprint=found.fingerprint,
     )
 
 
-def _packed(activity: Any) -> bytes:
-    import numpy as np
-
-    return np.packbits(activity).tobytes()
-
-
-def _file_state(root: Path, relative: str) -> dict[str, int | None]:
-    path = inside(root, relative)
+def _with_file_state(root: Path, stem: Stem) -> Stem:
+    path = inside(root, stem.path)
     try:
         status = path.stat() if path else None
     except OSError:
         status = None
-    return {"size": status.st_size if status else None, "mtime_ns": status.st_mtime_ns if status else None}
+    return replace(stem, size=status.st_size, mtime_ns=status.st_mtime_ns) if status else stem
 
 
-def _checked_mixture(root: Path, mixture: str, problems: list[Problem]) -> str | None:
+def _checked_mixture(root: Path, mixture: str | None, problems: list[Problem]) -> str | None:
+    if mixture is None:
+        return None
     path = inside(root, mixture)
     try:
         if path is None:
@@ -291,5 +345,14 @@ def _checked_mixture(root: Path, mixture: str, problems: list[Problem]) -> str |
         probe(path)
         return mixture
     except AudioError as error:
-        problems.append(Problem(code="mixture_unreadable", detail=str(error)))
+        problems.append(Problem(code="mixture_unreadable", detail=_line(str(error))))
         return None
+
+
+def _utf8(text: str) -> str:
+    """File names may hold bytes that are not UTF-8, which no Parquet text can; here they become ``\\udcXX``."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _line(text: str) -> str:
+    return _utf8(" ".join(text.split()))

@@ -10,23 +10,28 @@ subset: train                      # for songs whose pattern has no {subset}
 subsets: {dev: validation, "A - B": test}   # a value of {subset} or a song -> train | validation | test
 ignore: ["*.json"]                 # known leftovers
 labels: {"BGVOX ECHO": backing vocals}      # raw label -> instrument, where the vocabulary does not know
+
+Hidden files, and whatever else no pattern takes, stand in the song's ``extra`` as leftovers.
 """
 
+import logging
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
+from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 
-import yaml
-
-from manifests.corpora.base import SongListing, StemListing
+from manifests.corpora.base import SongListing, StemListing, list_folders, list_names, read_mapping
 from manifests.errors import CorpusError
-from manifests.songs import SUBSETS
+from manifests.songs import SUBSETS, Problem
 
 _KEYS = frozenset(["name", "license", "citation", "song", "stems", "mixture", "subset", "subsets", "ignore", "labels"])
 _FIELD = re.compile(r"\{(\w+)\}")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,9 +52,14 @@ class FolderLayout:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", self.name):
             raise CorpusError(f"layout {self.name!r}: a name is letters, digits, '-', '_' and '.'")
+        for pattern in (self.song, *self.stems, *([self.mixture] if self.mixture else [])):
+            if not {"", ".", ".."}.isdisjoint(pattern.split("/")):
+                raise CorpusError(f"layout {self.name}: {pattern!r} is no path below the root; no '/' ahead, no '..'")
         for pattern in (self.song, *self.stems):
-            if pattern.startswith("/") or ".." in pattern.split("/"):
-                raise CorpusError(f"layout {self.name}: the pattern {pattern!r} leaves the root")
+            try:
+                _matcher(pattern)
+            except re.error as error:
+                raise CorpusError(f"layout {self.name}: the pattern {pattern!r} is wrong ({error})") from None
         for pattern in self.stems:
             if "label" not in _FIELD.findall(pattern):
                 raise CorpusError(f"layout {self.name}: the stem pattern {pattern!r} has no {{label}}")
@@ -61,13 +71,9 @@ class FolderLayout:
     def load(cls, path: Path) -> Self:
         """Read a layout file. Raises CorpusError naming the file and the key that is wrong."""
         try:
-            raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise CorpusError(f"{path}: no such layout file") from None
-        except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-            raise CorpusError(f"{path}: not readable as YAML ({error})") from None
-        if not isinstance(raw, dict):
-            raise CorpusError(f"{path}: a layout is a mapping with name, license, song and stems")
+            raw = read_mapping(path)
+        except ValueError as error:
+            raise CorpusError(f"layout {path}: {error}") from None
         if unknown := sorted(str(key) for key in raw.keys() - _KEYS):
             raise CorpusError(f"{path}: unknown key {', '.join(unknown)}; known: {', '.join(sorted(_KEYS))}")
         if missing := [key for key in ("name", "license", "song", "stems") if not raw.get(key)]:
@@ -75,57 +81,89 @@ class FolderLayout:
         return cls(**_typed(path, raw))
 
     def songs(self, root: Path) -> Iterator[SongListing]:
-        """List songs in the order of their paths. Raises CorpusError when no folder matches the song pattern."""
+        """List songs in the order of their paths.
+
+        Raises:
+            CorpusError: no folder matches the song pattern, or none of those that do holds a stem.
+        """
         matcher = _matcher(self.song)
-        depth = self.song.count("/") + 1
-        found = False
-        for folder in sorted(_folders(root, depth)):
+        listings, others = [], []
+        for folder in _folders(root, self.song.count("/") + 1):
             song = folder.relative_to(root).as_posix()
             if match := matcher.fullmatch(song):
-                found = True
-                yield self._song(folder, song, match.groupdict())
-        if not found:
+                listings.append(self._song(folder, song, match.groupdict()))
+            else:
+                others.append(song)
+        if not listings:
             raise CorpusError(f"{root}: no folder matches {self.song!r} of layout {self.name}")
+        if not any(listing.stems for listing in listings):
+            patterns = " or ".join(map(repr, self.stems))
+            raise CorpusError(f"{root}: no file matches {patterns} of layout {self.name} ({len(listings)} folders)")
+        if others:
+            logger.warning("%s: %d folders do not match %r, such as %r", root, len(others), self.song, others[0])
+        yield from listings
 
     def _song(self, folder: Path, song: str, fields: dict[str, str]) -> SongListing:
-        subset = self.subsets.get(song) or self.subsets.get(song.rsplit("/", 1)[-1])
-        if subset is None and (value := fields.get("subset")):
-            subset = self.subsets.get(value, value if value in SUBSETS else None)
+        problems: list[Problem] = []
         stems, leftover = [], []
-        for path in sorted(path for path in folder.rglob("*") if not path.is_dir()):
-            name = path.relative_to(folder).as_posix()
-            if name == self.mixture or any(fnmatch(name, pattern) for pattern in self.ignore):
+        for name in _files(folder, "", max(pattern.count("/") for pattern in self.stems), problems):
+            if name == self.mixture or any(fnmatchcase(name, pattern) for pattern in self.ignore):
                 continue
             match = next((m for pattern in self.stems if (m := _matcher(pattern).fullmatch(name))), None)
-            if match is None:
+            if match is None or any(part[0] == "." for part in name.split("/")):
                 leftover.append(name)
                 continue
-            label = match.groupdict()["label"]
+            label = match["label"]
             stems.append(
                 StemListing(stem_id=name, path=f"{song}/{name}", label=label, instrument=self.labels.get(label))
             )
-        mixture = f"{song}/{self.mixture}" if self.mixture and (folder / self.mixture).exists() else None
+        mixture = f"{song}/{self.mixture}" if self.mixture and os.path.exists(folder / self.mixture) else None
         return SongListing(
             song=song,
-            subset=subset or self.subset,
+            subset=self._subset(song, fields.get("subset"), problems),
             stems=tuple(stems),
             mixture=mixture,
             license=self.license,
+            problems=tuple(problems),
             extra={"leftover": leftover} if leftover else {},
         )
 
+    def _subset(self, song: str, value: str | None, problems: list[Problem]) -> str:
+        for key in (song, song.rsplit("/", 1)[-1], value):
+            if key in self.subsets:
+                return self.subsets[key]
+        if value is None or value in SUBSETS:
+            return value or self.subset
+        # Taking it for the default could mix a corpus's test songs into training.
+        detail = f"{value!r} is none of {', '.join(SUBSETS)}; name it in 'subsets' of layout {self.name}"
+        problems.append(Problem(code="unknown_subset", detail=detail))
+        return self.subset
 
-def _folders(root: Path, depth: int) -> Iterator[Path]:
-    if not root.is_dir():
-        raise CorpusError(f"{root}: no such folder")
-    for child in root.iterdir():
-        if child.is_dir() and not child.name.startswith("."):
-            if depth == 1:
-                yield child
-            else:
-                yield from _folders(child, depth - 1)
+
+def _folders(folder: Path, depth: int) -> Iterator[Path]:
+    """Folders ``depth`` levels below ``folder``, in the order of their paths."""
+    try:
+        children = list_folders(folder)
+    except OSError as error:
+        raise CorpusError(f"{folder}: cannot be listed ({error.strerror})") from None
+    for child in children:
+        if depth == 1:
+            yield child
+        else:
+            yield from _folders(child, depth - 1)
 
 
+def _files(folder: Path, prefix: str, depth: int, problems: list[Problem]) -> Iterator[str]:
+    """Names below ``folder`` of files, and of folders that are hidden, links or too deep for any pattern."""
+    for name in list_names(folder, problems):
+        path = folder / name
+        if depth and name[0] != "." and os.path.isdir(path) and not os.path.islink(path):
+            yield from _files(path, f"{prefix}{name}/", depth - 1, problems)
+        else:
+            yield prefix + name
+
+
+@cache
 def _matcher(pattern: str) -> re.Pattern[str]:
     """``{name}`` and ``*`` match within one path component, everything else is literal."""
     out = ""
@@ -135,32 +173,32 @@ def _matcher(pattern: str) -> re.Pattern[str]:
     return re.compile(out)
 
 
-def _typed(path: Path, raw: dict[str, Any]) -> dict[str, Any]:
+def _typed(path: Path, raw: dict[Any, Any]) -> dict[str, Any]:
     """Check the types of a layout's values and bring them to the fields' types."""
+
+    def text(key: str, value: Any) -> str:
+        if not isinstance(value, str | int | float):
+            raise CorpusError(f"{path}: {key} is a text, not {type(value).__name__}")
+        return str(value)
+
+    def texts(key: str) -> tuple[str, ...]:
+        value = raw.get(key) or []
+        return tuple(text(key, item) for item in (value if isinstance(value, list) else [value]))
 
     def mapping(key: str) -> dict[str, str]:
         value = raw.get(key) or {}
         if not isinstance(value, dict):
             raise CorpusError(f"{path}: {key} is a mapping, not {type(value).__name__}")
-        return {str(k): str(v) for k, v in value.items()}
-
-    def strings(key: str) -> tuple[str, ...]:
-        value = raw.get(key) or []
-        items = [value] if isinstance(value, str) else value
-        if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
-            raise CorpusError(f"{path}: {key} is a text or a list of texts")
-        return tuple(items)
+        return {text(key, name): text(key, item) for name, item in value.items()}
 
     license_ = raw["license"]
     typed: dict[str, Any] = {
-        "name": str(raw["name"]),
-        "license": str(license_.get("id", "") if isinstance(license_, dict) else license_),
-        "citation": str(raw.get("citation") or ""),
-        "song": str(raw["song"]),
-        "stems": strings("stems"),
-        "mixture": str(raw["mixture"]) if raw.get("mixture") else None,
+        "name": text("name", raw["name"]),
+        "license": text("the id of license", license_.get("id") if isinstance(license_, dict) else license_),
+        "song": text("song", raw["song"]),
+        "stems": texts("stems"),
         "subsets": mapping("subsets"),
-        "ignore": strings("ignore"),
+        "ignore": texts("ignore"),
         "labels": mapping("labels"),
     }
-    return typed | ({"subset": str(raw["subset"])} if raw.get("subset") else {})
+    return typed | {key: text(key, raw[key]) for key in ("citation", "mixture", "subset") if raw.get(key)}

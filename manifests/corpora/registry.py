@@ -1,5 +1,6 @@
 """Finding a corpus by name or by the path of a YAML layout."""
 
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -10,13 +11,12 @@ from manifests.errors import CorpusError
 
 ENTRY_POINTS = "mgeldm.corpora"
 _LAYOUTS = Path(__file__).with_name("layouts")
-_ADAPTERS: dict[str, type[Corpus]] = {"slakh2100": Slakh2100}
+_ADAPTERS: dict[str, Callable[[], Corpus]] = {Slakh2100.name: Slakh2100}
 
 
 def corpus_names() -> list[str]:
     """Names that `get_corpus` knows: adapters, shipped layouts, third parties' entry points."""
-    layouts = {path.stem for path in _LAYOUTS.glob("*.yaml")}
-    return sorted({*_ADAPTERS, *layouts, *(point.name for point in entry_points(group=ENTRY_POINTS))})
+    return sorted({*_ADAPTERS, *_layouts(), *(point.name for point in entry_points(group=ENTRY_POINTS))})
 
 
 def get_corpus(name: str) -> Corpus:
@@ -29,9 +29,13 @@ def get_corpus(name: str) -> Corpus:
         return FolderLayout.load(Path(name))
     if name in _ADAPTERS:
         return _ADAPTERS[name]()
-    if (path := _LAYOUTS / f"{name}.yaml").is_file():
-        return FolderLayout.load(path)
+    if name in (layouts := _layouts()):
+        return FolderLayout.load(layouts[name])
     for point in entry_points(group=ENTRY_POINTS, name=name):
         corpus: Corpus = point.load()()
         return corpus
     raise CorpusError(f"{name}: no such corpus; known: {', '.join(corpus_names())}; or give the path of a layout .yaml")
+
+
+def _layouts() -> dict[str, Path]:
+    return {path.stem: path for path in _LAYOUTS.glob("*.yaml")}

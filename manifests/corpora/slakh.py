@@ -9,17 +9,16 @@
 stem exists when its file does.
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from manifests.corpora.base import SongListing, StemListing
+from manifests.corpora.base import AUDIO_SUFFIXES, SongListing, StemListing, list_folders, list_names, read_mapping
 from manifests.errors import CorpusError
 from manifests.songs import SUBSETS, Problem, inside
 
-_FOLDERS = (*SUBSETS, "omitted")
+_OMITTED = "omitted"
 
 
 class Slakh2100:
@@ -31,54 +30,82 @@ class Slakh2100:
 
     def songs(self, root: Path) -> Iterator[SongListing]:
         """List songs in the order of their paths. Raises CorpusError when no TrackNNNNN folder is below ``root``."""
-        folders = [(subset, f"{subset}/") for subset in _FOLDERS if (root / subset).is_dir()] or [("train", "")]
-        tracks = [
-            (subset, prefix + track.name)
-            for subset, prefix in folders
-            for track in sorted((root / prefix).glob("Track*"))
-            if track.is_dir()
-        ]
-        if not tracks:
+        found = False
+        for subset in ("", *SUBSETS, _OMITTED):
+            try:
+                folders = list_folders(root / subset) if os.path.isdir(root / subset) else []
+            except OSError as error:
+                raise CorpusError(f"{root / subset}: cannot be listed ({error.strerror})") from None
+            for folder in folders:
+                if folder.name.startswith("Track"):
+                    found = True
+                    yield self._song(root, subset, folder.relative_to(root).as_posix())
+        if not found:
             raise CorpusError(f"{root}: no Slakh2100 here; expected train|validation|test/TrackNNNNN/metadata.yaml")
-        for subset, song in tracks:
-            yield self._song(root, subset, song)
 
     def _song(self, root: Path, subset: str, song: str) -> SongListing:
-        try:
-            metadata = _metadata(root, song)
-            listed, problems = metadata["stems"], []
-        except (OSError, yaml.YAMLError, UnicodeDecodeError, TypeError, KeyError) as error:
-            metadata, listed = {}, {}
-            detail = f"{song}/metadata.yaml: {type(error).__name__}: {str(error).splitlines()[0]}"
-            problems = [Problem(code="metadata", detail=detail)]
-        files = {path.stem: path.name for path in sorted((root / song / "stems").glob("*")) if path.suffix != ".mid"}
+        listed, uuid, problems = _metadata(root, song)
+        known = not problems
+        files, leftover = _stem_files(list_names(root / song / "stems", problems))
         stems = []
         for stem_id in sorted({*listed, *files}):
-            entry = listed.get(stem_id) or {}
-            if stem_id in files:
-                label = str(entry.get("inst_class", "other"))
-                stems.append(StemListing(stem_id=stem_id, path=f"{song}/stems/{files[stem_id]}", label=label))
-            else:
-                name = entry.get("midi_program_name", "")
-                problems.append(Problem(code="no_audio", detail=f"{stem_id} ({name}) has metadata only"))
-        mixture = next((f"{song}/{name}" for name in ("mix.flac", "mix.wav") if (root / song / name).exists()), None)
-        programs = {key: value.get("midi_program_name") for key, value in listed.items() if isinstance(value, dict)}
+            entry = listed.get(stem_id, {})
+            if stem_id not in files:
+                detail = f"{stem_id} ({entry.get('midi_program_name')}) has metadata only"
+                problems.append(Problem(code="no_audio", detail=detail))
+                continue
+            label = entry.get("inst_class")
+            if known and not isinstance(label, str):
+                problems.append(Problem(code="unlabelled", stem_id=stem_id, detail="metadata.yaml has no inst_class"))
+            path = f"{song}/stems/{files[stem_id]}"
+            stems.append(StemListing(stem_id=stem_id, path=path, label=label if isinstance(label, str) else "other"))
+        if subset == _OMITTED:
+            problems.append(Problem(code="excluded", detail="duplicate MIDI, in the folder 'omitted' of the redux"))
+        programs = {key: _text(entry.get("midi_program_name")) for key, entry in listed.items()}
         return SongListing(
             song=song,
-            subset=subset,
+            subset=subset if subset in SUBSETS else "train",
             stems=tuple(stems),
-            mixture=mixture,
+            mixture=_mixture(root, song),
             license=self.license,
             problems=tuple(problems),
-            extra={"uuid": metadata.get("UUID"), "programs": programs},
+            extra={"uuid": uuid, "programs": programs} | ({"leftover": leftover} if leftover else {}),
         )
 
 
-def _metadata(root: Path, song: str) -> dict[str, Any]:
-    path = inside(root, f"{song}/metadata.yaml")
-    if path is None:
-        raise OSError(f"{song}/metadata.yaml leaves the root")
-    metadata: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if not isinstance(metadata["stems"], dict):
-        raise TypeError("'stems' is not a mapping")
-    return metadata
+def _metadata(root: Path, song: str) -> tuple[dict[str, dict[str, Any]], str | None, list[Problem]]:
+    """The entries of the stems, the UUID, and the problem if ``metadata.yaml`` cannot be used."""
+    try:
+        path = inside(root, f"{song}/metadata.yaml")
+        if path is None:
+            raise ValueError("a link that leaves the root")
+        metadata = read_mapping(path)
+        stems = metadata.get("stems")
+        if not isinstance(stems, dict):
+            raise ValueError(f"'stems' is not a mapping but {type(stems).__name__}")
+    except ValueError as error:
+        return {}, None, [Problem(code="metadata", detail=f"{song}/metadata.yaml: {error}")]
+    entries = {str(key): entry if isinstance(entry, dict) else {} for key, entry in stems.items()}
+    return entries, _text(metadata.get("UUID")), []
+
+
+def _stem_files(names: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Name of the audio file of each stem id; and what else lies there."""
+    files: dict[str, str] = {}
+    leftover = []
+    for name in names:
+        stem_id, suffix = os.path.splitext(name)
+        if suffix.lower() in AUDIO_SUFFIXES and name[0] != "." and stem_id not in files:
+            files[stem_id] = name
+        else:
+            leftover.append(name)
+    return files, leftover
+
+
+def _mixture(root: Path, song: str) -> str | None:
+    paths = (f"{song}/{name}" for name in ("mix.flac", "mix.wav"))
+    return next((path for path in paths if os.path.exists(root / path)), None)
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None

@@ -1,0 +1,52 @@
+"""Fixtures that many tests share."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from pipelines.runner import OBJECT_STORE_BYTES, RunnerConfig
+from tests.support.corpora import write_folders, write_slakh
+
+
+@pytest.fixture(scope="session")
+def slakh(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Root of a small corpus in Slakh2100's layout; read only."""
+    return write_slakh(tmp_path_factory.mktemp("corpora") / "slakh")
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Layout file and root of a small corpus with one folder a song; read only."""
+    root = tmp_path_factory.mktemp("corpora") / "folders"
+    return write_folders(root), root
+
+
+@pytest.fixture(scope="session")
+def on_ray() -> Iterator[RunnerConfig]:
+    """Configuration of a runner on a Ray cluster of two CPUs, started once for all tests."""
+    import ray
+
+    # Workers import the classes of tests.support by name.
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    ray.init(
+        address="local",
+        num_cpus=2,
+        object_store_memory=OBJECT_STORE_BYTES,
+        include_dashboard=False,
+        log_to_driver=False,
+        configure_logging=False,
+    )
+    yield RunnerConfig(runner="ray", workers=2)
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Folders of a tiny codec and a tiny embedder with random weights; read only."""
+    # stable-audio-tools is slow to import.
+    from tests.support.models import write_codec, write_embedder
+
+    folder = tmp_path_factory.mktemp("models")
+    return write_codec(folder / "codec"), write_embedder(folder / "embedder")
