@@ -178,18 +178,23 @@ def _shards(arguments: Sequence[str]) -> int:
 
 
 def _train(arguments: Sequence[str]) -> int:
-    from training.config import load_recipe, recipe_path
+    from training.config import TrainConfig, recipe_path
     from training.loop import preview, train
 
-    parser = _parser("train", "mgeldm train tiny --data DATA --out RUN steps=2000 stream.batch=32")
-    parser.add_argument("recipe", help="recipe YAML, or the name of one that is shipped: tiny, small, base")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="values that replace those of the recipe")
+    parser = _parser("train", "mgeldm train tiny --data DATA --out RUN --steps 2000 --stream.batch 32")
+    parser.add_argument(
+        "recipe", help="recipe YAML, or the name of one that is shipped (tiny, small, base); comes first"
+    )
     parser.add_argument("--data", action="append", required=True, metavar="DATA[=WEIGHT]", help="data set; repeatable")
     parser.add_argument("--out", type=Path, required=True, help="run folder: checkpoint, metrics, state")
     parser.add_argument("--no-resume", action="store_true", help="begin anew though the run folder holds a state")
     parser.add_argument("--dry-run", action="store_true", help="show parameters, samples and steps, train nothing")
-    parsed = parser.parse_args(list(arguments))
-    config = load_recipe(recipe_path(parsed.recipe), parsed.overrides)
+    _options(parser, TrainConfig)
+    named = bool(arguments) and not arguments[0].startswith("-")
+    # The recipe is read before the flags, so that a flag replaces the recipe's value.
+    recipe = ["--config", str(recipe_path(arguments[0]))] if named else []
+    parsed = parser.instantiate_classes(parser.parse_args([*recipe, *arguments]))
+    config = _made(TrainConfig, parsed)
     data = [_weighted(text) for text in parsed.data]
     if parsed.dry_run:
         _show(preview(config, data), parsed.json)

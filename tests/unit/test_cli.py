@@ -1,0 +1,125 @@
+"""The command line: answers at once, refuses in one line, exits as documented."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from manifests.errors import ConfigError
+from mgeldm.cli import COMMANDS, _weighted, main
+from mgeldm.files import output_names, slug
+
+
+def test_overview_names_every_command_and_imports_neither_torch_nor_ray() -> None:
+    code = (
+        "import sys; from mgeldm.cli import main; status = main(['--help']);"
+        "heavy = {'torch', 'ray', 'pyarrow', 'numpy'} & set(sys.modules);"
+        "sys.exit(status or (f'imported {heavy}' if heavy else 0))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for name in COMMANDS:
+        assert f"\n  {name} " in done.stdout
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS])
+def test_every_command_shows_an_example(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([name, "--help"])
+    assert stopped.value.code == 0
+    shown = "".join(capsys.readouterr().out.partition("Example:")[2].split())  # argparse breaks lines anywhere
+    assert shown.startswith(f"mgeldm{name}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], ""),
+        (["nonsense"], "no command 'nonsense'"),
+        (["scan", "nosuch", "/nowhere", "--out", "x.parquet"], "nosuch: no such corpus"),
+        (["scan", "slakh2100", "--out", "x.parquet"], "pairs of CORPUS and ROOT"),
+        (["scan", "slakh2100", "/nowhere", "--out", "x.parquet"], "/nowhere"),
+        (["split", "nowhere.parquet", "--out", "x.parquet"], "nowhere.parquet: no such file"),
+        (["encode", "nowhere.parquet", "--songs", "s.parquet", "--out", "x"], "nowhere.parquet: no such file"),
+        (["train", "nosuch", "--data", "x", "--out", "y"], "nosuch: no such recipe"),
+        (["train", "tiny", "--data", "nowhere", "--out", "y"], "nowhere/dataset.json: missing"),
+        (["extract", "a.wav", "--prompt", "drums", "--model", "nowhere", "--out", "y"], "nowhere/config.json: missing"),
+        (["report", "nowhere", "--out", "x.html"], "nowhere"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_status_2(
+    arguments: list[str],
+    expected: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(arguments) == 2
+    out, err = capfd.readouterr()
+    lines = [line for line in err.splitlines() if line.startswith("mgeldm")]
+    if expected:
+        assert out == ""
+        assert len(lines) == 1
+        assert expected in lines[0]
+    assert "Traceback" not in err
+
+
+def test_unknown_option_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["split", "songs.parquet", "--out", "x", "--windows", "3"])
+    assert stopped.value.code == 2
+    assert "--windows" in capsys.readouterr().err
+
+
+def test_unwritable_output_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("in the way")
+    song = tmp_path / "corpus" / "train" / "Track00001"
+    song.mkdir(parents=True)
+    status = main(
+        [
+            "scan",
+            "slakh2100",
+            str(tmp_path / "corpus"),
+            "--out",
+            str(tmp_path / "file" / "x.parquet"),
+            "--runner",
+            "local",
+        ]
+    )
+    assert status == 2
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_dry_run_and_json_of_scan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    stems = tmp_path / "corpus" / "train" / "Track00001" / "stems"
+    stems.mkdir(parents=True)
+    (stems / "S00.wav").write_bytes(b"x" * 100)
+    assert (
+        main(["scan", "slakh2100", str(tmp_path / "corpus"), "--out", str(tmp_path / "s"), "--dry-run", "--json"]) == 0
+    )
+    found = json.loads(capsys.readouterr().out)
+    assert found["songs"] == 1
+    assert not (tmp_path / "s").exists()
+
+
+def test_weights_of_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a=b").mkdir()
+    assert _weighted("data") == (Path("data"), None)
+    assert _weighted("data=0.3") == (Path("data"), 0.3)
+    assert _weighted("a=b") == (Path("a=b"), None), "a folder of that name wins"
+    with pytest.raises(ConfigError, match="not a number"):
+        _weighted("data=much")
+
+
+def test_output_names_are_unique_and_plain() -> None:
+    paths = [Path("/a/one/mix.flac"), Path("/a/two/mix.flac"), Path("/b/two/mix.flac"), Path("/c/Solo (live).wav")]
+    names = output_names(paths)
+    assert names[paths[3]] == "solo-live"
+    assert names[paths[0]] == "one-mix"
+    assert names[paths[1]].startswith("two-mix-")
+    assert len(set(names.values())) == 4
+    assert slug("Drums & Bass!") == "drums-bass"
