@@ -1,6 +1,7 @@
 """split: `songs.parquet` -> `splits.parquet`. A deterministic choice from the manifest alone; no audio is read."""
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,6 +16,8 @@ from manifests.labels import lookup, phrase
 from manifests.songs import ACTIVITY_FRAME_S, Song, Stem, read_songs
 from manifests.splits import Plan, Split, Window, window_id, write_splits
 
+Activity = npt.NDArray[np.bool_]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitConfig:
@@ -25,7 +28,8 @@ class SplitConfig:
     window_s: float = 20.48
     """Length of a window."""
     hop_s: float | None = None
-    """Distance of windows; by default the window's length. The end of a song always gets a window of its own."""
+    """Distance of windows; by default the window's length. The end of a song gets a window of its own, unless it is
+    less than a tenth of the hop."""
     splits_per_window: int = 3
     """Largest number of splits of one window, K."""
     min_source_active: float = 0.2
@@ -40,10 +44,16 @@ class SplitConfig:
     """Seed of the choice among more splits than ``splits_per_window``."""
 
     def __post_init__(self) -> None:
-        if self.window_s <= 0 or (self.hop_s is not None and self.hop_s <= 0):
-            raise ConfigError(f"window_s {self.window_s} and hop_s {self.hop_s} must be above 0")
+        hop_s = self.window_s if self.hop_s is None else self.hop_s
+        if not all(math.isfinite(seconds) and seconds >= ACTIVITY_FRAME_S for seconds in (self.window_s, hop_s)):
+            raise ConfigError(f"window_s {self.window_s} and hop_s {self.hop_s} must be at least {ACTIVITY_FRAME_S}")
         if self.splits_per_window < 1:
             raise ConfigError(f"splits_per_window {self.splits_per_window} must be at least 1")
+        for name in ("min_source_active", "min_submix_active"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ConfigError(f"{name} {getattr(self, name)} is a share, above 0 and at most 1")
+        if self.seed < 0:
+            raise ConfigError(f"seed {self.seed} must not be negative")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,22 +105,21 @@ def make_plan(songs: Sequence[Song], config: SplitConfig) -> Plan:
 
 
 def window_starts(duration_s: float, window_s: float, hop_s: float) -> list[float]:
-    """Starts of the windows of a song, in milliseconds' precision; the last one ends where the song ends."""
-    last = max(0.0, duration_s - window_s)
-    starts = [round(number * hop_s, 3) for number in range(int(last / hop_s + 1e-9) + 1)]
-    # A tail shorter than a tenth of the hop is not worth a window of its own.
-    return starts if last - starts[-1] <= hop_s / 10 else [*starts, round(last, 3)]
+    """Starts of the windows of a song, in whole milliseconds; the last window ends where the song ends.
+
+    A tail shorter than a tenth of the hop gets no window of its own. A song shorter than a window gets one at 0.
+    """
+    last, hop = max(0, int((duration_s - window_s) * 1000 + 1e-6)), hop_s * 1000
+    starts = [round(number * hop) for number in range(int(last / hop) + 1)]
+    if last - starts[-1] > hop / 10:
+        starts.append(last)
+    return [start / 1000 for start in starts]
 
 
 def _song_windows(song: Song, config: SplitConfig, passed_over: Counter[str]) -> Iterator[Window]:
-    stems = song.usable_stems
-    activity = {stem.stem_id: _song_activity(stem) for stem in stems}
+    candidates = _candidates(song.usable_stems, config)
     for start in window_starts(song.duration_s, config.window_s, config.hop_s or config.window_s):
-        splits = [
-            _split(stems, instrument)
-            for instrument in sorted({stem.instrument for stem in stems})
-            if _suits(instrument, stems, activity, start, config)
-        ]
+        splits = [split for split, source, submix in candidates if _is_active(source, submix, start, config)]
         if not splits:
             passed_over["window without an active source beside an active submix"] += 1
             continue
@@ -124,52 +133,43 @@ def _song_windows(song: Song, config: SplitConfig, passed_over: Counter[str]) ->
         )
 
 
+def _candidates(stems: Sequence[Stem], config: SplitConfig) -> list[tuple[Split, Activity, Activity]]:
+    """Every split of a song, with the activity of its source and of its submix on the song's time."""
+    found = []
+    for instrument in sorted({stem.instrument for stem in stems}):
+        source = [stem for stem in stems if stem.instrument == instrument]
+        submix = [stem for stem in stems if stem.instrument != instrument]
+        if submix and instrument not in config.exclude and not lookup(instrument).aggregate:
+            split = Split(
+                source=tuple(stem.stem_id for stem in source),
+                submix=tuple(stem.stem_id for stem in submix),
+                source_text=instrument,
+                submix_text=phrase(stem.instrument for stem in submix),
+            )
+            found.append((split, _activity(source), _activity(submix)))
+    return found
+
+
+def _activity(stems: Sequence[Stem]) -> Activity:
+    """100 ms frames of the song in which any of the stems sounds."""
+    rows = []
+    for stem in stems:
+        lead = round(stem.offset_frames / (stem.sample_rate or 1) / ACTIVITY_FRAME_S)
+        rows.append(np.concatenate([np.zeros(lead, dtype=np.bool_), stem.active()]))
+    total = np.zeros(max(row.size for row in rows), dtype=np.bool_)
+    for row in rows:
+        total[: row.size] |= row
+    return total
+
+
+def _is_active(source: Activity, submix: Activity, start_s: float, config: SplitConfig) -> bool:
+    first, count = round(start_s / ACTIVITY_FRAME_S), round(config.window_s / ACTIVITY_FRAME_S)
+    shares = [frames[first : first + count].sum() / count for frames in (source, submix)]
+    return bool(shares[0] >= config.min_source_active and shares[1] >= config.min_submix_active)
+
+
 def _draw(splits: list[Split], key: str, config: SplitConfig) -> tuple[Split, ...]:
     digest = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
     rng = np.random.default_rng(np.random.SeedSequence([config.seed, digest]))
     chosen = rng.permutation(len(splits))[: config.splits_per_window]
     return tuple(splits[index] for index in sorted(chosen))
-
-
-def _split(stems: Sequence[Stem], instrument: str) -> Split:
-    source = [stem for stem in stems if stem.instrument == instrument]
-    submix = [stem for stem in stems if stem.instrument != instrument]
-    return Split(
-        source=tuple(stem.stem_id for stem in source),
-        submix=tuple(stem.stem_id for stem in submix),
-        source_text=instrument,
-        submix_text=phrase(stem.instrument for stem in submix),
-    )
-
-
-def _suits(
-    instrument: str,
-    stems: Sequence[Stem],
-    activity: dict[str, npt.NDArray[np.bool_]],
-    start_s: float,
-    config: SplitConfig,
-) -> bool:
-    if instrument in config.exclude or lookup(instrument).aggregate:
-        return False
-    first, count = round(start_s / ACTIVITY_FRAME_S), round(config.window_s / ACTIVITY_FRAME_S)
-
-    def share(chosen: Sequence[Stem]) -> float:
-        frames = np.zeros(count, dtype=np.bool_)
-        for stem in chosen:
-            part = activity[stem.stem_id][first : first + count]
-            frames[: part.size] |= part
-        return float(frames.mean())
-
-    source = [stem for stem in stems if stem.instrument == instrument]
-    submix = [stem for stem in stems if stem.instrument != instrument]
-    return (
-        bool(submix)
-        and share(source) >= config.min_source_active
-        and share(submix) >= config.min_submix_active
-    )
-
-
-def _song_activity(stem: Stem) -> npt.NDArray[np.bool_]:
-    """Activity on the song's time."""
-    lead = round(stem.offset_frames / (stem.sample_rate or 1) / ACTIVITY_FRAME_S)
-    return np.concatenate([np.zeros(lead, dtype=np.bool_), stem.active()])

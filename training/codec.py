@@ -1,16 +1,16 @@
 """train-codec: an Oobleck VAE on random crops of stems, submixes and mixes of a manifest.
 
-Reconstruction is the multi-resolution STFT loss of stable-audio-tools (spectral convergence and log magnitude), a log-mel
-term and L1 in time; the VAE's divergence keeps the latents near a unit normal. The learning rate is constant after a
-warm-up and falls linearly to zero over the last part, so that a run may be prolonged.
+Reconstruction is the multi-resolution log-magnitude STFT loss of stable-audio-tools, a log-mel term and L1 in time; the
+VAE's divergence keeps the latents near a unit normal. The learning rate is constant after a warm-up and falls linearly
+to zero over the last part, so that a run may be prolonged.
 """
 
-import itertools
 import json
 import logging
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+import shlex
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +19,27 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from manifests.atomic import atomic_path
 from manifests.errors import CheckpointError, ConfigError
 from manifests.songs import Song, read_songs
 from mgeldm.codec import AutoencoderCodec
 from mgeldm.codec.autoencoder import oobleck_config, save_codec
 from mgeldm.progress import progress
+from training.ahead import load_ahead
+from training.codec_card import EvaluationConfig, evaluate_codec, write_card
+from training.codec_init import initialise
 from training.ema import WeightAverage
+from training.run_files import METRICS_FILE, STATE_FILE, Metrics, check_finite, load_state, save_state
 from training.waveforms import CropConfig, Crops
 
 logger = logging.getLogger(__name__)
 
-STATE_FILE = "state.pt"
+LOG_EVERY = 20
+"""Steps between lines of metrics.jsonl."""
+RECENT = 100
+"""Steps that the losses told are means of."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class CodecTrainConfig:
     """How the codec is built and trained."""
 
@@ -43,16 +49,16 @@ class CodecTrainConfig:
     """Optimiser steps in all."""
     batch: int = 4
     """Crops a step."""
-    learning_rate: float = 8e-4
+    learning_rate: float = 1e-3
     """Peak of AdamW's learning rate."""
     warmup: int = 100
     """Steps of linear warm-up."""
     cooldown: float = 0.2
     """Share of the steps over which the learning rate falls to zero at the end."""
-    kl: float = 1e-4
+    kl: float = 2e-5
     """Weight of the VAE's divergence, summed over channels."""
-    l1: float = 10.0
-    """Weight of L1 in time."""
+    l1: float = 3.0
+    """Weight of the relative L1 in time."""
     mel: float = 1.0
     """Weight of the log-mel term."""
     ema: float = 0.999
@@ -64,6 +70,8 @@ class CodecTrainConfig:
     seed: int = 0
     """Seed of the initial weights, the crops and the VAE's noise."""
     crops: CropConfig = field(default_factory=CropConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    """What the finished codec is measured on for its card."""
 
     def __post_init__(self) -> None:
         if min(self.steps, self.batch, self.channels, self.save_every) < 1:
@@ -78,6 +86,19 @@ def learning_rate_factor(step: int, config: CodecTrainConfig) -> float:
     return min(1.0, (step + 1) / max(1, config.warmup), max(0.0, (config.steps - step) / fall))
 
 
+def relative_l1(wave: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor:
+    """Mean magnitude of the error in time over that of the wave, averaged over three bandwidths; silence scores 1.
+
+    The wave ``[B, 1, T]`` is compared as it is and averaged over 8 and 32 samples. High frequencies are beyond what so
+    few latents can hold in phase; in the averages the low ones, where most of the energy lies, are not buried by them.
+    """
+    parts = []
+    for width in (1, 8, 32):
+        reference, error = F.avg_pool1d(wave, width), F.avg_pool1d(decoded - wave, width)
+        parts.append(error.abs().mean((1, 2)) / (reference.abs().mean((1, 2)) + 1e-3))
+    return torch.stack(parts).mean()
+
+
 class CodecLoss(nn.Module):
     """Weighted sum of the codec's training losses, built on stable-audio-tools' STFT losses."""
 
@@ -88,7 +109,8 @@ class CodecLoss(nn.Module):
 
         sizes = [2048, 1024, 512, 256, 128]
         self.config = config
-        self.spectral = MultiResolutionSTFTLoss(sizes, [size // 4 for size in sizes], sizes, eps=1e-5)
+        # Log magnitude only: spectral convergence is a ratio, and quiet crops would rule the gradient.
+        self.spectral = MultiResolutionSTFTLoss(sizes, [size // 4 for size in sizes], sizes, w_sc=0.0, eps=1e-5)
         self.mel = MelSTFTLoss(sample_rate, 1024, 256, 1024, w_sc=0.0, n_mels=80, eps=1e-5)
 
     def forward(
@@ -99,7 +121,7 @@ class CodecLoss(nn.Module):
         parts = {
             "spectral": self.spectral(decoded, wave),
             "mel": self.mel(decoded, wave),
-            "l1": F.l1_loss(decoded, wave),
+            "l1": relative_l1(wave, decoded),
             "kl": (mean.square() + variance - variance.log() - 1).sum(1).mean(),
         }
         weights = {"spectral": 1.0, "mel": self.config.mel, "l1": self.config.l1, "kl": self.config.kl}
@@ -109,36 +131,69 @@ class CodecLoss(nn.Module):
 def train_codec(songs: Path, out: Path, *, config: CodecTrainConfig | None = None) -> dict[str, float]:
     """Train a codec on the train subset of the manifest ``songs``; go on from ``out`` where there is a state.
 
-    Writes ``out/config.json``, ``out/model.safetensors`` (averaged weights, fp16), ``out/metrics.jsonl`` and the state
-    to resume from. Returns the losses averaged over the last steps.
+    Writes ``out/config.json``, ``out/model.safetensors`` (averaged weights, fp16), ``out/metrics.jsonl``, the state to
+    resume from and, when all steps are done, ``out/README.md``: the model card, with figures on the other subsets.
+
+    Returns:
+        The losses averaged over the last steps, and the figures of the card as ``CORPUS/KIND/ESTIMATE/FIGURE``.
 
     Raises:
         ManifestError: the manifest cannot be used.
+        ConfigError: training diverged.
         CheckpointError: the state in ``out`` is of another configuration.
     """
     config = config or CodecTrainConfig()
     if config.threads:
         torch.set_num_threads(config.threads)
-    chosen = [song for song in read_songs(songs) if song.subset == "train"]
-    run = _Run(config, chosen, out)
+    manifest = read_songs(songs)
+    heard = [song for song in manifest if song.subset == "train"]
+    run = _Run(config, heard, out)
     run.resume()
     recent: list[dict[str, float]] = []
+    means: dict[str, float] = {}
     with (
         progress(config.steps, "train-codec", "steps", initial=run.step) as bar,
-        open(out / "metrics.jsonl", "a", encoding="utf-8") as metrics,
+        Metrics(out / METRICS_FILE, run.step) as metrics,
+        closing(run.batches()) as batches,
     ):
-        for wave in run.batches():
+        for wave in batches:
             losses = run.train_step(wave)
-            recent = [*recent[-99:], losses]
+            recent = [*recent, losses][-RECENT:]
             means = {name: float(np.mean([entry[name] for entry in recent])) for name in losses}
             bar.set_postfix({name: f"{value:.3g}" for name, value in means.items()}, refresh=False)
             bar.update()
-            if run.step % 20 == 0:
-                metrics.write(json.dumps({"step": run.step, **means}) + "\n")
-                metrics.flush()
+            if run.step % LOG_EVERY == 0:
+                metrics.write(run.step, means)
             if run.step % config.save_every == 0 or run.step == config.steps:
                 run.save()
-    return means if recent else {}
+    return means | _finish(out, config, manifest, heard)
+
+
+def _finish(out: Path, config: CodecTrainConfig, manifest: list[Song], heard: list[Song]) -> dict[str, float]:
+    """Measure the codec as it was saved and write its card; returns the figures."""
+    codec = AutoencoderCodec.load(out)
+    figures = evaluate_codec(codec, manifest, config.evaluation)
+    command = f"mgeldm train-codec SONGS --out DIR{_flags(config)}"
+    training = f"{config.steps} steps of {config.batch} crops of {config.crops.seconds} s."
+    used = [song for song in heard if len(song.usable_stems) > 1]
+    write_card(out, codec, figures, used, command=command, training=training)
+    named = {f"{figure.corpus}/{figure.kind}/{figure.estimate}": figure for figure in figures}
+    return {f"{name}/log_mel_l1": figure.log_mel_l1 for name, figure in named.items()} | {
+        f"{name}/si_sdr": figure.si_sdr for name, figure in named.items() if figure.si_sdr is not None
+    }
+
+
+def _flags(config: Any, prefix: str = "") -> str:
+    """Command-line flags of what differs from the default configuration, but for the machine's threads."""
+    flags, default = "", type(config)()
+    for entry in fields(config):
+        name, value = entry.name, getattr(config, entry.name)
+        if is_dataclass(value):
+            flags += _flags(value, f"{prefix}{name}.")
+        elif value != getattr(default, name) and name != "threads":
+            text = json.dumps(value) if isinstance(value, tuple) else str(value)
+            flags += f" --{prefix}{name} {shlex.quote(text)}"
+    return flags
 
 
 class _Run:
@@ -146,9 +201,12 @@ class _Run:
 
     def __init__(self, config: CodecTrainConfig, songs: list[Song], out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
-        torch.manual_seed(config.seed)
         self.config, self.out, self.step = config, out, 0
-        self.codec = AutoencoderCodec(oobleck_config(channels=config.channels))
+        # A generator of its own, since layers draw their first weights from the global one.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.codec = AutoencoderCodec(oobleck_config(channels=config.channels))
+            initialise(self.codec.network, self.codec.spec.latent_channels)
         self.average = WeightAverage(self.codec.network, config.ema)
         self.loss = CodecLoss(config, self.codec.spec.sample_rate)
         self.optimizer = torch.optim.AdamW(
@@ -156,8 +214,8 @@ class _Run:
         )
         self.crops = Crops(songs, self.codec.spec.sample_rate, config.crops, config.seed)
 
-    def batches(self) -> Iterator[torch.Tensor]:
-        """Batches ``[B, 1, T]`` from the present step on, decoded ahead by a thread."""
+    def batches(self) -> Generator[torch.Tensor, None, None]:
+        """Batches ``[B, 1, T]`` of the steps from the present one on, decoded ahead by a thread."""
         hop, size = self.codec.spec.hop, self.config.batch
 
         def load(step: int) -> torch.Tensor:
@@ -165,13 +223,7 @@ class _Run:
             wave = torch.from_numpy(np.stack(waves))
             return wave[..., : wave.shape[-1] // hop * hop]
 
-        with ThreadPoolExecutor(1) as pool:
-            steps = iter(range(self.step, self.config.steps))
-            ahead = [pool.submit(load, step) for step in itertools.islice(steps, 4)]
-            while ahead:
-                wave = ahead.pop(0).result()
-                ahead += [pool.submit(load, step) for step in itertools.islice(steps, 1)]
-                yield wave
+        return load_ahead(load, range(self.step, self.config.steps))
 
     def forward(self, wave: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Decoded wave, posterior mean and deviation, for VAE noise ``[B, C, L]``."""
@@ -189,16 +241,17 @@ class _Run:
         losses = self.loss(wave, *self.forward(wave, noise))
         self.optimizer.zero_grad()
         losses["total"].backward()
-        norm = nn.utils.clip_grad_norm_(self.codec.parameters(), 50.0, error_if_nonfinite=True)
+        norm = nn.utils.clip_grad_norm_(self.codec.parameters(), 50.0).item()
+        check_finite(self.step + 1, losses["total"].item(), norm)
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.learning_rate * learning_rate_factor(self.step, self.config)
         self.optimizer.step()
         self.average.update()
         self.step += 1
-        return {name: value.item() for name, value in losses.items()} | {"norm": float(norm)}
+        return {name: value.item() for name, value in losses.items()} | {"norm": norm}
 
     def save(self) -> None:
-        """Write the state to resume from, then the averaged codec."""
+        """Write the averaged codec, then the state to resume from: a run killed between them makes both again."""
         state = {
             "step": self.step,
             "config": self._identity(),
@@ -206,18 +259,19 @@ class _Run:
             "average": self.average.state_dict(),
             "optimizer": self.optimizer.state_dict(),
         }
-        with atomic_path(self.out / STATE_FILE) as temporary:
-            torch.save(state, temporary)
         save_codec(self.out, self.codec.config, self.average.values)
+        save_state(self.out / STATE_FILE, state)
 
     def resume(self) -> None:
         """Take up the state in the run's folder, if there is one."""
         path = self.out / STATE_FILE
-        if not path.exists():
+        state = load_state(path)
+        if state is None:
             return
-        state = torch.load(path, weights_only=True)
-        if state["config"] != self._identity():
-            raise CheckpointError(f"{path}: made with {state['config']}, asked for {self._identity()}; use a new --out")
+        if state.get("config") != self._identity():
+            raise CheckpointError(
+                f"{path}: made with {state.get('config')}, asked for {self._identity()}; use a new --out"
+            )
         self.step = state["step"]
         self.codec.network.load_state_dict(state["network"])
         self.average.load_state_dict(state["average"])

@@ -7,10 +7,11 @@ from torch import nn
 class WeightAverage:
     """``average <- decay * average + (1 - decay) * weight``, in float32, over the trainable parameters only.
 
-    The decay is warmed up as ``min(decay, (1 + n) / (10 + n))`` so that early averages forget the initial weights.
+    The decay of update ``n`` (from 1) is ``min(decay, (1 + n) / (10 + n))``, so that the initial weights are forgotten.
     """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
+        """Begin with the module's weights as the average. Raises ValueError for a decay outside [0, 1)."""
         if not 0 <= decay < 1:
             raise ValueError(f"EMA decay {decay} must lie in [0, 1)")
         self.decay = decay
@@ -34,6 +35,4 @@ class WeightAverage:
         """Take up a saved average. Raises KeyError when a parameter is missing."""
         self.updates = int(state["updates"])
         for name, value in self.values.items():
-            saved = state[f"value.{name}"]
-            assert isinstance(saved, torch.Tensor)
-            value.copy_(saved)
+            value.copy_(torch.as_tensor(state[f"value.{name}"]))

@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from manifests.errors import ManifestError
+from manifests.errors import ConfigError, ManifestError
 from manifests.songs import Song, Stem, inside
 from mgeldm import audio
 
@@ -26,7 +26,7 @@ class Crop:
     song_id: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class CropConfig:
     """How crops are drawn."""
 
@@ -37,6 +37,10 @@ class CropConfig:
     """Range of a random gain, cut so that the peak stays below 1."""
     min_active: float = 0.5
     """Least share of 100 ms frames in which one of the stems is active; tried some times, then taken as it is."""
+
+    def __post_init__(self) -> None:
+        if self.seconds <= 0 or not self.kinds:
+            raise ConfigError(f"crops need seconds ({self.seconds}) above 0 and at least one kind ({self.kinds})")
 
 
 class Crops:
@@ -82,13 +86,18 @@ class Crops:
 
 
 def read_stem(song: Song, stem: Stem, start_s: float, frames: int, rate: int) -> audio.Wave:
-    """Decode a stretch of a stem as mono ``[1, frames]`` at ``rate``, zeros past its end. Raises AudioError."""
+    """Decode a stretch of a song from ``start_s`` on, of one stem, as mono ``[1, frames]`` at ``rate``.
+
+    Zeros where the stem has not begun or has ended. Raises AudioError.
+    """
     path = inside(Path(song.root), stem.path)
     if path is None or not stem.sample_rate:
         raise ManifestError(f"{song.song_id}: stem {stem.stem_id} cannot be read; it should have been excluded")
-    start = round(start_s * stem.sample_rate)
+    start = round(start_s * stem.sample_rate) - stem.offset_frames
     length = -(-frames * stem.sample_rate // rate)
-    wave = audio.to_channels(audio.read(path, stem.stream, start, length), 1)
+    before = min(length, max(0, -start))
+    wave = audio.to_channels(audio.read(path, stem.stream, max(0, start), length - before), 1)
+    wave = np.pad(wave, [(0, 0), (before, 0)])
     return audio.fit(audio.resample(wave, stem.sample_rate, rate), frames)
 
 
@@ -96,7 +105,9 @@ def _active_share(stems: Sequence[Stem], start_s: float, seconds: float) -> floa
     first, last = int(start_s * 10), max(int(start_s * 10) + 1, int((start_s + seconds) * 10))
     frames = np.zeros(last - first, dtype=np.bool_)
     for stem in stems:
-        part = stem.active()[first:last]
+        offset = round(stem.offset_frames / (stem.sample_rate or 1) * 10)
+        active = np.pad(stem.active(), (offset, 0)) if offset > 0 else stem.active()
+        part = active[first:last]
         frames[: part.size] |= part
     return float(frames.mean())
 

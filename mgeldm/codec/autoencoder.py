@@ -2,15 +2,17 @@
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import nn
 
-from manifests.atomic import atomic_path, canonical_json, write_json
+from manifests.atomic import canonical_json, write_bytes, write_json
 from manifests.errors import CheckpointError
 from mgeldm.codec.base import CodecSpec
 
@@ -72,13 +74,24 @@ class AutoencoderCodec(nn.Module):
             CheckpointError: the configuration is no autoencoder, or the weights do not fit it.
         """
         super().__init__()
-        if config.get("model_type") != "autoencoder":
-            raise CheckpointError(f"model_type is {config.get('model_type')!r}; a codec needs 'autoencoder'")
+        kind = config.get("model_type") if isinstance(config, dict) else None
+        if kind != "autoencoder":
+            raise CheckpointError(f"model_type is {kind!r}; a codec needs 'autoencoder'")
         # Slow to import (about 8 s), so only where a codec is built.
         from stable_audio_tools.models.autoencoders import create_autoencoder_from_config
 
         self.config = config
-        self.network = create_autoencoder_from_config(config)
+        try:
+            self.network = create_autoencoder_from_config(config)
+            bottleneck = config["model"].get("bottleneck", {"type": "none"})["type"]
+        except (KeyError, TypeError, AttributeError, AssertionError, ValueError, NotImplementedError) as error:
+            reason = f"{type(error).__name__}: {error}"
+            raise CheckpointError(f"not the configuration of an autoencoder ({reason})") from None
+        if bottleneck not in ("none", "vae") or self.network.pretransform is not None:
+            raise CheckpointError(
+                f"the autoencoder has a {bottleneck!r} bottleneck or a pretransform; a codec has a 'vae' bottleneck or "
+                "none, and no pretransform"
+            )
         if state is not None:
             try:
                 self.network.load_state_dict({key: value.float() for key, value in state.items()})
@@ -86,14 +99,14 @@ class AutoencoderCodec(nn.Module):
                 raise CheckpointError(f"codec weights do not fit their configuration: {error}") from None
         self.identity = identity(config, self.network.state_dict() if state is None else state)
         self._variational = self.network.bottleneck is not None
-        context = receptive_side(self.network.encoder)
         hop = int(self.network.downsampling_ratio)
         self.spec = CodecSpec(
             sample_rate=int(self.network.sample_rate),
             channels=int(self.network.io_channels),
             latent_channels=int(self.network.latent_dim),
             hop=hop,
-            context=-(-context // hop) * hop,
+            context=-(-receptive_side(self.network.encoder) // hop) * hop,
+            decode_context=-(-receptive_side(self.network.decoder, hop) // hop) * hop,
         )
 
     @classmethod
@@ -106,34 +119,41 @@ class AutoencoderCodec(nn.Module):
             raise CheckpointError(
                 f"{error.filename or folder}: missing; a codec folder holds {CONFIG_FILE} and {WEIGHTS_FILE}"
             ) from None
-        except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError, OSError) as error:
+        except (ValueError, SafetensorError, OSError) as error:
             raise CheckpointError(f"{folder}: not a readable codec folder ({error})") from None
-        codec = cls(config, state)
-        codec.eval().requires_grad_(False)
+        # The layers draw first weights that are thrown away; the caller's generator stays where it was.
+        with torch.random.fork_rng(devices=[]):
+            codec = cls(config, state)
+        # In this order: the folded weights are new parameters.
         fold_weight_norm(codec)
+        codec.eval().requires_grad_(False)
         return codec
 
     def encode(self, wave: torch.Tensor) -> torch.Tensor:
         """``[B, channels, T]``, T a multiple of the hop -> latents ``[B, C, T / hop]``: the VAE's mean."""
-        return self.posterior(wave)[0]
+        hidden = self._hidden(wave)
+        return hidden.chunk(2, dim=1)[0] if self._variational else hidden
 
-    def posterior(self, wave: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Mean and raw scale of the VAE's posterior, each ``[B, C, L]``; the scale is None without a VAE."""
+    def posterior(self, wave: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and raw scale of the VAE's posterior, each ``[B, C, L]``. Raises ValueError where there is no VAE."""
+        if not self._variational:
+            raise ValueError("this codec is no VAE: it has latents, but no posterior")
+        mean, scale = self._hidden(wave).chunk(2, dim=1)
+        return mean, scale
+
+    def _hidden(self, wave: torch.Tensor) -> torch.Tensor:
         if wave.ndim != 3 or wave.shape[1] != self.spec.channels or wave.shape[2] % self.spec.hop:
             raise ValueError(
                 f"codec input is [B, {self.spec.channels}, multiple of {self.spec.hop}], got {tuple(wave.shape)}"
             )
-        hidden = self.network.encoder(wave)
-        if not self._variational:
-            return hidden, None
-        mean, scale = hidden.chunk(2, dim=1)
-        return mean, scale
+        return self.network.encoder(wave)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Latents ``[B, C, L]`` -> ``[B, channels, L * hop]``."""
         if latents.ndim != 3 or latents.shape[1] != self.spec.latent_channels:
             raise ValueError(f"codec latents are [B, {self.spec.latent_channels}, L], got {tuple(latents.shape)}")
-        return self.network.decoder(latents)
+        wave = self.network.decoder(latents)
+        return torch.tanh(wave) if self.network.soft_clip else wave
 
 
 def save_codec(
@@ -142,8 +162,8 @@ def save_codec(
     """Write a codec folder: the configuration, then the weights (as trained, weight norm unfolded) in ``dtype``."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / CONFIG_FILE, config)
-    with atomic_path(folder / WEIGHTS_FILE) as temporary:
-        save_file({key: value.detach().cpu().to(dtype).contiguous() for key, value in state.items()}, temporary)
+    tensors = {key: value.detach().cpu().to(dtype).contiguous() for key, value in state.items()}
+    write_bytes(folder / WEIGHTS_FILE, to_bytes(tensors))
 
 
 def identity(config: dict[str, Any], state: dict[str, torch.Tensor]) -> str:
@@ -156,21 +176,29 @@ def identity(config: dict[str, Any], state: dict[str, torch.Tensor]) -> str:
     return digest.hexdigest()
 
 
-def receptive_side(encoder: nn.Module) -> int:
-    """Samples that reach a latent frame from beyond its own hop, on the wider side.
+def receptive_side(network: nn.Module, rate: float = 1) -> int:
+    """Samples on the wider side by which a network of convolutions reaches beyond its own frame.
 
     Convolutions are walked in order; a skip connection adds nothing to the reach of the branch beside it.
+
+    Args:
+        network: The encoder, or the decoder with transposed convolutions.
+        rate: Samples to a step of its input: 1 for an encoder, the hop for a decoder.
     """
-    left = right = 0
-    jump = 1
-    for module in encoder.modules():
-        if isinstance(module, nn.Conv1d):
-            span = (module.kernel_size[0] - 1) * module.dilation[0]
+    left = right = 0.0
+    for module in network.modules():
+        if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):
+            stride, span = module.stride[0], (module.kernel_size[0] - 1) * module.dilation[0]
             pad = module.padding[0] if isinstance(module.padding, tuple) else span // 2
-            left += int(pad) * jump
-            right += max(0, span - int(pad)) * jump
-            jump *= module.stride[0]
-    return max(left, right)
+            if isinstance(module, nn.ConvTranspose1d):
+                rate /= stride
+            left += pad * rate
+            right += max(0, span - pad - (stride - 1)) * rate
+            if isinstance(module, nn.Conv1d):
+                rate *= stride
+        elif isinstance(module, nn.Upsample):
+            rate /= float(module.scale_factor) if isinstance(module.scale_factor, int | float) else 1
+    return math.ceil(max(left, right))
 
 
 def fold_weight_norm(module: nn.Module) -> None:

@@ -16,7 +16,9 @@ class CodecSpec:
     hop: int
     """Samples a latent frame."""
     context: int
-    """Samples of receptive field on each side of a latent frame, a multiple of ``hop``."""
+    """Samples of receptive field of the encoder on each side of a latent frame, a multiple of ``hop``."""
+    decode_context: int = 0
+    """Samples on each side of a latent frame that it has a part in, beside its own, a multiple of ``hop``."""
 
     @property
     def frames_per_second(self) -> float:

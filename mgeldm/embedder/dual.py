@@ -30,7 +30,26 @@ MEL_FLOOR = 1e-6
 """Added to mel power relative to the window's mean, so that log-mel ends 60 dB below it."""
 
 GLUE = frozenset(
-    "a and isolated music of only part playing plays recording solo song sound sounds stem the track with".split()
+    [
+        "a",
+        "and",
+        "isolated",
+        "music",
+        "of",
+        "only",
+        "part",
+        "playing",
+        "plays",
+        "recording",
+        "solo",
+        "song",
+        "sound",
+        "sounds",
+        "stem",
+        "the",
+        "track",
+        "with",
+    ]
 )
 """Words of sentences around a name, which say nothing by themselves: "the sound of" is no prompt."""
 

@@ -1,0 +1,130 @@
+"""A checkpoint of the joint model: `model.safetensors` (averaged weights) + `config.json`."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
+
+from manifests.atomic import canonical_json, write_bytes, write_json
+from manifests.errors import CheckpointError
+from manifests.shards import DatasetCard
+from mgeldm.model import JointConfig, JointTransformer
+
+CHECKPOINT_VERSION = "1"
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointConfig:
+    """What stands in a checkpoint's ``config.json``."""
+
+    model: JointConfig
+    codec: dict[str, Any]
+    """Identity and spec of the codec whose latents the model was trained on."""
+    embedder: dict[str, Any]
+    """Identity and spec of the embedder it was conditioned with."""
+    prompt_template: str
+    """Prompts are embedded as this, with the words in place of ``{}``."""
+    crop_frames: int
+    """Latent frames of a training example."""
+    latent_mean: tuple[float, ...]
+    """Per channel; the network sees ``(latents - mean) / std``."""
+    latent_std: tuple[float, ...]
+    silence_latent: tuple[float, ...]
+    """The codec's answer to digital silence, per channel."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Steps, data sets and recipe."""
+
+    @classmethod
+    def of(
+        cls, card: DatasetCard, model: JointConfig, crop_frames: int, training: dict[str, Any]
+    ) -> "CheckpointConfig":
+        """The configuration of a model trained on the data set of ``card``."""
+        return cls(
+            model=model,
+            codec=card.codec,
+            embedder=card.embedder,
+            prompt_template=card.prompt_template,
+            crop_frames=crop_frames,
+            latent_mean=card.latent_mean,
+            latent_std=card.latent_std,
+            silence_latent=card.silence_latent,
+            training=training,
+        )
+
+
+def save_checkpoint(folder: Path, config: CheckpointConfig, weights: dict[str, torch.Tensor]) -> None:
+    """Write a checkpoint folder; ``config.json`` last, so that a folder with it is whole."""
+    path = folder / CONFIG_FILE
+    raw = {"version": CHECKPOINT_VERSION, **asdict(config)}
+    if path.exists() and _without_training(path.read_text(encoding="utf-8")) != _without_training(canonical_json(raw)):
+        # After a kill, weights must never lie beside the configuration of another model.
+        path.unlink()
+    tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
+    write_bytes(folder / WEIGHTS_FILE, to_bytes(tensors))
+    write_json(path, raw)
+
+
+def load_checkpoint(folder: Path) -> tuple[CheckpointConfig, JointTransformer]:
+    """Read a checkpoint folder: its configuration and the network, in evaluation mode on the CPU.
+
+    Raises:
+        CheckpointError: the folder is missing, half written, of another version, or its weights do not fit.
+    """
+    path = folder / CONFIG_FILE
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(raw, dict) or raw.pop("version", None) != CHECKPOINT_VERSION:
+            raise CheckpointError(f"{path}: not a joint model checkpoint of version {CHECKPOINT_VERSION}")
+        config = _config(raw)
+        weights = load_file(folder / WEIGHTS_FILE)
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{error.filename or folder / WEIGHTS_FILE}: missing; a checkpoint folder holds {CONFIG_FILE} and "
+            f"{WEIGHTS_FILE} (`mgeldm train` writes RUN/checkpoint)"
+        ) from None
+    except CheckpointError:
+        raise
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{folder}: not a readable checkpoint ({_line(error)})") from None
+    network = JointTransformer(config.model)
+    try:
+        network.load_state_dict({name: value.float() for name, value in weights.items()})
+    except RuntimeError as error:
+        raise CheckpointError(f"{folder}: the weights do not fit {CONFIG_FILE} ({_line(error)})") from None
+    return config, network.eval().requires_grad_(False)
+
+
+def _config(raw: dict[str, Any]) -> CheckpointConfig:
+    vectors: dict[str, Any] = {name: tuple(raw[name]) for name in ("latent_mean", "latent_std", "silence_latent")}
+    return CheckpointConfig(**{**raw, **vectors, "model": JointConfig(**raw["model"])})
+
+
+def _without_training(text: str) -> Any:
+    """A configuration without what was said of the training; None when it is not readable."""
+    try:
+        return {key: value for key, value in json.loads(text).items() if key != "training"}
+    except (ValueError, AttributeError):
+        return None
+
+
+def _line(error: Exception) -> str:
+    """A message on one line, cut where a library lists all that it knows."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:300]} ..."
+
+
+def check_identity(config: CheckpointConfig, kind: str, identity: str, name: str) -> None:
+    """Refuse a codec or embedder other than the one the model was trained with. Raises CheckpointError."""
+    expected = {"codec": config.codec, "embedder": config.embedder}[kind]["identity"]
+    if identity != expected:
+        raise CheckpointError(
+            f"the model was trained with {kind} {expected[:12]}, but {kind} {name!r} is {identity[:12]}; "
+            f"give the right one with --{kind} FOLDER"
+        )

@@ -1,0 +1,240 @@
+"""verify: is a data set folder whole? Every shard against its sidecar, the index, the card and the texts."""
+
+import hashlib
+import mmap
+import tarfile
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import zip_longest
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from manifests.atomic import TEMPORARY_PREFIX
+from manifests.errors import ShardError
+from manifests.shards import (
+    CARD_FILE,
+    INDEX_FILE,
+    MEMBERS,
+    PROMPTS_FILE,
+    SHARDS_FOLDER,
+    DatasetCard,
+    IndexRow,
+    Sample,
+    embedding_count,
+    map_shard,
+    read_card,
+    read_index,
+    read_prompts,
+    read_sample,
+)
+from manifests.units import FAILURES_FILE, Failure, parse_sidecar, read_failures
+from mgeldm.progress import progress
+
+T = TypeVar("T")
+
+CODES = {
+    "missing": "a file of the data set is not there",
+    "unreadable": "a file is not what its name says",
+    "sidecar": "shard and sidecar do not say the same",
+    "members": "a shard holds other members than its index rows say",
+    "checksum": "the bytes of a sample are not those that were indexed",
+    "sample": "a sample cannot be read, or has a wrong type, shape, or values that are not finite",
+    "meta": "the JSON of a sample and its index row or the card do not say the same",
+    "prompt": "a text of a split has no embedding",
+    "duplicate": "a window stands more than once in the index",
+    "card": "the card counts otherwise than the index",
+    "leftover": "a file that belongs to no sample, such as one that a killed run left behind",
+}
+
+
+class Finding(NamedTuple):
+    """Something found; ``file`` is below the data set folder, ``code`` one of `CODES`."""
+
+    file: str
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifyReport:
+    """What was looked at and what is wrong with it."""
+
+    samples: int
+    """Rows of the index."""
+    shards: int
+    """Shards that the index or the table of failures names."""
+    problems: tuple[Finding, ...]
+    notes: tuple[Finding, ...]
+    """Nothing is lost, but a person may want to know."""
+
+
+def verify(data: Path) -> VerifyReport:
+    """Check the data set folder ``data``; whatever is damaged becomes a problem of the report.
+
+    Raises:
+        ShardError: there is no such folder.
+    """
+    if not data.is_dir():
+        raise ShardError(f"{data}: no such folder")
+    return _Verifier(data).run()
+
+
+class _Verifier:
+    def __init__(self, data: Path) -> None:
+        self.data = data
+        self.problems: list[Finding] = []
+        self.card: DatasetCard | None = self._read(CARD_FILE, read_card)
+        self.rows: list[IndexRow] = self._read(INDEX_FILE, read_index) or []
+        self.failures: list[Failure] = self._read(FAILURES_FILE, read_failures) or []
+        self.prompts = self._read(PROMPTS_FILE, read_prompts)
+        self.seconds = 0.0
+        self.readable = 0
+        self.licenses: dict[str, str] = {}
+
+    def run(self) -> VerifyReport:
+        """Look at everything."""
+        by_shard: dict[str, list[IndexRow]] = defaultdict(list)
+        for row in self.rows:
+            by_shard[row.shard].append(row)
+        # A shard whose every window failed has no row.
+        named = sorted({*by_shard, *(f"{failure.unit}.tar" for failure in self.failures)})
+        with progress(len(named), "verify", "shards") as bar:
+            for shard in named:
+                with self._caught(f"{SHARDS_FOLDER}/{shard}", "unreadable"):
+                    self._check_shard(shard, by_shard[shard])
+                bar.update()
+        for key, count in Counter(row.key for row in self.rows).items():
+            if count > 1:
+                self._problem(INDEX_FILE, "duplicate", f"{key}: {count} rows")
+        with self._caught(CARD_FILE, "card"):
+            self._check_card()
+        return VerifyReport(
+            samples=len(self.rows),
+            shards=len(named),
+            problems=tuple(self.problems),
+            notes=tuple(self._leftovers({Path(shard).stem for shard in named})),
+        )
+
+    def _problem(self, file: str, code: str, message: str) -> None:
+        self.problems.append(Finding(file, code, message))
+
+    @contextmanager
+    def _caught(self, file: str, code: str) -> Iterator[None]:
+        """Damaged bytes make parsers raise almost anything; here it becomes a problem."""
+        try:
+            yield
+        except Exception as error:
+            self._problem(file, code, " ".join(str(error).split()) or repr(error))
+
+    def _read(self, name: str, read: Callable[[Path], T]) -> T | None:
+        if not (self.data / name).exists():
+            self._problem(name, "missing", "encode writes it at its end; run it again")
+            return None
+        with self._caught(name, "unreadable"):
+            return read(self.data)
+        return None
+
+    def _check_shard(self, shard: str, rows: Sequence[IndexRow]) -> None:
+        file, path = f"{SHARDS_FOLDER}/{shard}", self.data / SHARDS_FOLDER / shard
+        if not path.is_file():
+            self._problem(file, "missing", f"the index has {len(rows)} samples in it")
+            return
+        shard_map = map_shard(path)
+        with self._caught(file, "sidecar"):
+            self._check_sidecar(file, shard_map, rows)
+        with self._caught(file, "members"):
+            self._check_members(file, path, rows)
+        for row in rows:
+            if hashlib.sha256(shard_map[row.offset : row.offset + row.size]).hexdigest() != row.checksum:
+                self._problem(file, "checksum", f"{row.key}: bytes {row.offset} to {row.offset + row.size}")
+            with self._caught(file, "sample"):
+                self._check_sample(file, read_sample(shard_map, row, path), row)
+
+    def _check_sidecar(self, file: str, shard: mmap.mmap, rows: Sequence[IndexRow]) -> None:
+        sidecar = parse_sidecar((self.data / file).with_suffix(".json"))
+        if sidecar.size != len(shard):
+            self._problem(file, "sidecar", f"{len(shard)} bytes, the sidecar says {sidecar.size}")
+        elif sidecar.sha256 != hashlib.sha256(shard).hexdigest():
+            self._problem(file, "sidecar", f"SHA-256 is not {sidecar.sha256}, as the sidecar says")
+        if sidecar.rows != tuple(rows):
+            self._problem(file, "sidecar", f"its {len(sidecar.rows)} rows are not the {len(rows)} of the index")
+        if self.card and sidecar.encoder != self.card.encoder:
+            self._problem(file, "sidecar", f"encoder {sidecar.encoder}, the card says {self.card.encoder}")
+
+    def _check_members(self, file: str, path: Path, rows: Sequence[IndexRow]) -> None:
+        expected = [
+            (f"{row.key}.{suffix}", offset)
+            for row in rows
+            for suffix, offset in zip(
+                MEMBERS, (row.latents_offset, row.embeddings_offset, row.json_offset), strict=True
+            )
+        ]
+        with tarfile.open(path, "r:") as tar:
+            found = [(member.name, member.offset_data) for member in tar]
+        for number, (have, want) in enumerate(zip_longest(found, expected)):
+            if have != want:
+                self._problem(file, "members", f"member {number}: {_member(have)}, the index says {_member(want)}")
+                return
+
+    def _check_sample(self, file: str, sample: Sample, row: IndexRow) -> None:
+        meta = sample.meta
+        stated = {name: (meta[name], getattr(row, name)) for name in ("song_id", "corpus", "subset")}
+        sources = sorted({name for split in meta["splits"] for name in split["source_instruments"]})
+        stated |= {"splits": (len(meta["splits"]), row.splits), "instruments": (tuple(sources), row.instruments)}
+        for name, (own, indexed) in stated.items():
+            if own != indexed:
+                self._problem(file, "meta", f"{row.key}: {name} is {own!r}, the index says {indexed!r}")
+        if self.card:
+            if meta["encoder"] != self.card.encoder:
+                self._problem(file, "meta", f"{row.key}: encoder {meta['encoder']}, the card says {self.card.encoder}")
+            self._check_shapes(file, sample, self.card)
+        if self.prompts is not None:
+            texts = {text for split in meta["splits"] for text in (split["source_text"], split["submix_text"])}
+            for text in sorted(texts - self.prompts.keys()):
+                self._problem(file, "prompt", f"{row.key}: {text!r} is not in {PROMPTS_FILE}")
+        self.seconds += meta["duration_s"]
+        self.readable += 1
+        self.licenses[row.song_id] = meta["license"]
+
+    def _check_shapes(self, file: str, sample: Sample, card: DatasetCard) -> None:
+        codec, embedder = card.codec["spec"], card.embedder["spec"]
+        seconds = sample.meta["duration_s"]
+        hops = embedding_count(seconds, embedder["window_s"], card.embed_hop_s)
+        for name, array, shape in (
+            ("latents", sample.latents, (codec["latent_channels"], round(seconds * card.frames_per_second))),
+            ("embeddings", sample.embeddings, (hops, embedder["dim"])),
+        ):
+            if array.shape[1:] != shape:
+                self._problem(file, "sample", f"{sample.key}: {name} of shape {array.shape}, expected [., {shape}]")
+
+    def _check_card(self) -> None:
+        if self.card is None:
+            return
+        counted = {
+            "samples": len(self.rows),
+            "songs": len({row.song_id for row in self.rows}),
+            "subsets": dict(Counter(row.subset for row in self.rows)),
+            "instruments": dict(Counter(name for row in self.rows for name in row.instruments)),
+            "failures": len(self.failures),
+        }
+        # What only the samples say can be counted only where all of them can be read.
+        if self.readable == len(self.rows):
+            counted |= {"licenses": dict(Counter(self.licenses.values())), "hours": round(self.seconds / 3600, 6)}
+        for name, value in counted.items():
+            said = getattr(self.card, name)
+            if (round(said, 6) if name == "hours" else said) != value:
+                self._problem(CARD_FILE, "card", f"{name} is {said}, counted {value}")
+
+    def _leftovers(self, named: set[str]) -> Iterator[Finding]:
+        for path in sorted([*self.data.glob("*"), *(self.data / SHARDS_FOLDER).glob("*")]):
+            file = path.relative_to(self.data).as_posix()
+            if path.name.startswith(TEMPORARY_PREFIX):
+                yield Finding(file, "leftover", "a run that was killed left it; delete it when none is running")
+            elif path.parent != self.data and path.suffix in (".tar", ".json") and path.stem not in named:
+                yield Finding(file, "leftover", "the index names no sample in it: of an earlier plan, or not finished")
+
+
+def _member(found: tuple[str, int] | None) -> str:
+    return f"{found[0]} at byte {found[1]}" if found else "none"

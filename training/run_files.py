@@ -1,0 +1,79 @@
+"""What a training run leaves in its folder to go on from: its state and its metrics."""
+
+import json
+import math
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import torch
+
+from manifests.atomic import atomic_path, write_bytes
+from manifests.errors import CheckpointError, ConfigError
+
+STATE_FILE = "state.pt"
+METRICS_FILE = "metrics.jsonl"
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write a state atomically."""
+    with atomic_path(path) as temporary:
+        torch.save(state, temporary)
+
+
+def load_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:
+    """Read a state; None where there is none. Raises CheckpointError when it cannot be read."""
+    if not path.exists():
+        return None
+    try:
+        state = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # the unpickler and the archive reader raise many kinds
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(f"{path}: not readable ({reason}); remove it, or use a new --out") from None
+    if not isinstance(state, dict):
+        raise CheckpointError(f"{path}: not the state of a training run; remove it, or use a new --out")
+    return state
+
+
+def check_finite(step: int, loss: float, norm: float) -> None:
+    """Stop a run that has diverged before the weights take it in. Raises ConfigError."""
+    if not math.isfinite(loss) or not math.isfinite(norm):
+        raise ConfigError(
+            f"step {step}: the loss is {loss:g} and its gradient's norm {norm:g}: training has diverged; lower the "
+            "learning rate, or warm up for longer"
+        )
+
+
+class Metrics:
+    """``metrics.jsonl``: one JSON object a line, each with its ``step``. A context manager."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        """Keep the lines of an earlier run up to ``step``, where the present one goes on; drop those after it."""
+        kept = [line for line in _lines(path) if _step(line) <= step]
+        write_bytes(path, "".join(kept).encode())
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def write(self, step: int, figures: dict[str, float]) -> None:
+        """Add a line."""
+        self._file.write(json.dumps({"step": step, **figures}) + "\n")
+        self._file.flush()
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+
+
+def _step(line: str) -> float:
+    """The step of a line; infinite for one that was cut by a kill."""
+    try:
+        return float(json.loads(line)["step"]) if line.endswith("\n") else math.inf
+    except (ValueError, KeyError, TypeError):
+        return math.inf
