@@ -1,8 +1,8 @@
 """train-codec: an Oobleck VAE on random crops of stems, submixes and mixes of a manifest.
 
-Reconstruction is the multi-resolution log-magnitude STFT loss of stable-audio-tools, a log-mel term and L1 in time; the
-VAE's divergence keeps the latents near a unit normal. The learning rate is constant after a warm-up and falls linearly
-to zero over the last part, so that a run may be prolonged.
+Reconstruction is the multi-resolution log-magnitude STFT loss of stable-audio-tools, a log-mel term and the error in
+time of the low frequencies; the VAE's divergence keeps the latents near a unit normal. The learning rate is constant
+after a warm-up and falls linearly to zero over the last part, so that a run may be prolonged.
 """
 
 import json
@@ -23,6 +23,7 @@ from manifests.errors import CheckpointError, ConfigError
 from manifests.songs import Song, read_songs
 from mgeldm.codec import AutoencoderCodec
 from mgeldm.codec.autoencoder import oobleck_config, save_codec
+from mgeldm.codec.quietly import quietly
 from mgeldm.progress import progress
 from training.ahead import load_ahead
 from training.codec_card import EvaluationConfig, evaluate_codec, write_card
@@ -57,8 +58,8 @@ class CodecTrainConfig:
     """Share of the steps over which the learning rate falls to zero at the end."""
     kl: float = 2e-5
     """Weight of the VAE's divergence, summed over channels."""
-    l1: float = 3.0
-    """Weight of the relative L1 in time."""
+    wave: float = 10.0
+    """Weight of the error in time, in low bands."""
     mel: float = 1.0
     """Weight of the log-mel term."""
     ema: float = 0.999
@@ -86,16 +87,16 @@ def learning_rate_factor(step: int, config: CodecTrainConfig) -> float:
     return min(1.0, (step + 1) / max(1, config.warmup), max(0.0, (config.steps - step) / fall))
 
 
-def relative_l1(wave: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor:
-    """Mean magnitude of the error in time over that of the wave, averaged over three bandwidths; silence scores 1.
+def wave_error(wave: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor:
+    """Energy of the error in time over that of the wave ``[B, 1, T]``, in two low bands; a silent output scores 1.
 
-    The wave ``[B, 1, T]`` is compared as it is and averaged over 8 and 32 samples. High frequencies are beyond what so
-    few latents can hold in phase; in the averages the low ones, where most of the energy lies, are not buried by them.
+    High frequencies are beyond what so few latents can hold in phase. Averages over 16 and 64 samples keep the low ones,
+    where most of the energy of music lies: at 16 kHz and 64 values in 2048 samples, just as many as there are latents.
     """
     parts = []
-    for width in (1, 8, 32):
+    for width in (16, 64):
         reference, error = F.avg_pool1d(wave, width), F.avg_pool1d(decoded - wave, width)
-        parts.append(error.abs().mean((1, 2)) / (reference.abs().mean((1, 2)) + 1e-3))
+        parts.append(error.square().mean((1, 2)) / (reference.square().mean((1, 2)) + 1e-5))
     return torch.stack(parts).mean()
 
 
@@ -104,8 +105,9 @@ class CodecLoss(nn.Module):
 
     def __init__(self, config: CodecTrainConfig, sample_rate: int) -> None:
         super().__init__()
-        # Slow to import, so only here.
-        from stable_audio_tools.training.losses.auraloss import MelSTFTLoss, MultiResolutionSTFTLoss
+        with quietly():
+            # Slow to import, so only here.
+            from stable_audio_tools.training.losses.auraloss import MelSTFTLoss, MultiResolutionSTFTLoss
 
         sizes = [2048, 1024, 512, 256, 128]
         self.config = config
@@ -121,10 +123,10 @@ class CodecLoss(nn.Module):
         parts = {
             "spectral": self.spectral(decoded, wave),
             "mel": self.mel(decoded, wave),
-            "l1": relative_l1(wave, decoded),
+            "wave": wave_error(wave, decoded),
             "kl": (mean.square() + variance - variance.log() - 1).sum(1).mean(),
         }
-        weights = {"spectral": 1.0, "mel": self.config.mel, "l1": self.config.l1, "kl": self.config.kl}
+        weights = {"spectral": 1.0, "mel": self.config.mel, "wave": self.config.wave, "kl": self.config.kl}
         return {"total": sum((weights[name] * value for name, value in parts.items()), torch.zeros(())), **parts}
 
 
@@ -281,4 +283,4 @@ class _Run:
     def _identity(self) -> dict[str, Any]:
         """The part of the configuration that a resumed run must share; length and speed may change."""
         config = asdict(self.config)
-        return {key: config[key] for key in ("channels", "batch", "kl", "l1", "mel", "ema", "seed")}
+        return {key: config[key] for key in ("channels", "batch", "kl", "wave", "mel", "ema", "seed")}

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from mgeldm.codec.quietly import quietly
+
 RESIDUAL_GAIN = 0.3
 """Of the branch beside a skip connection, so that fifteen of them do not add up."""
 INPUT_GAIN = 4.0
@@ -25,8 +27,9 @@ def initialise(network: Any, latent_channels: int) -> None:
 
     Draws from torch's global generator; fork and seed it first.
     """
-    # Slow to import, so only here.
-    from stable_audio_tools.models.autoencoders import ResidualUnit
+    with quietly():
+        # Slow to import, so only here.
+        from stable_audio_tools.models.autoencoders import ResidualUnit
 
     for module in network.modules():
         if isinstance(module, nn.Conv1d | nn.ConvTranspose1d):

@@ -60,9 +60,8 @@ def train(
 ) -> TrainSummary:
     """Train a joint model on the train subset of the data set folders ``data``, blended by their weights (see `blend`).
 
-    Writes ``out/checkpoint`` (averaged weights), ``out/metrics.jsonl``, ``out/recipe.json`` and the state from which
-    the same call goes on, to the bit. Latents are normalised by the card of the first data set. With ``resume`` False
-    the run begins anew, and the state that an earlier one left in ``out`` is dropped.
+    Writes ``out/checkpoint`` (averaged weights), ``metrics.jsonl``, ``recipe.json`` and the state from which the same
+    call goes on, to the bit; without ``resume`` that is dropped. Latents are normalised by the first data set's card.
 
     Raises:
         ShardError: a data set cannot be used.
@@ -85,8 +84,8 @@ def train(
             batch = next(batches)
             figures = run.train_step(batch)
             losses.append(figures["loss"])
-            bar.update()
             bar.set_postfix(loss=f"{np.mean(losses[-RECENT:]):.4f}", refresh=False)
+            bar.update()
             last = run.step == config.steps
             if run.step % config.log_every == 0 or last:
                 metrics.write(run.step, figures)
@@ -95,15 +94,14 @@ def train(
                 metrics.write(run.step, validated)
             if run.step % config.save_every == 0 or last:
                 run.save(batch.state)
-    if validation and not losses:
-        validated = validation(run.averaged())
+    final = validated or (validation(run.averaged()) if validation else {})
     tenth = max(1, len(losses) // 10)
     return TrainSummary(
         steps=run.step,
-        parameters=sum(parameter.numel() for parameter in run.network.parameters()),
-        loss=float(np.mean(losses[-tenth:])) if losses else None,
-        first_loss=float(np.mean(losses[:tenth])) if losses else None,
-        val_loss=validated.get("val_loss"),
+        parameters=_parameters(run.network),
+        loss=_mean(losses[-tenth:]),
+        first_loss=_mean(losses[:tenth]),
+        val_loss=final.get("val_loss"),
         seconds=time.monotonic() - begin,
         checkpoint=str(out / CHECKPOINT_FOLDER),
     )
@@ -122,7 +120,7 @@ def preview(config: TrainConfig, data: Sequence[tuple[Path, float | None]]) -> d
         network = JointTransformer(config.model(card.codec["spec"]["latent_channels"], card.embedder["spec"]["dim"]))
     seen = config.steps * config.stream.batch
     return {
-        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "parameters": _parameters(network),
         "steps": config.steps,
         "batch": config.stream.batch,
         "crop_seconds": config.stream.crop_frames / card.frames_per_second,
@@ -255,6 +253,14 @@ class Run:
 def inverse_square_root(step: int, warmup: int) -> float:
     """Factor on the learning rate: linear up to 1 over ``warmup`` steps, then ``sqrt(warmup / step)``."""
     return min((step + 1) / warmup, (warmup / (step + 1)) ** 0.5)
+
+
+def _parameters(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())
+
+
+def _mean(losses: Sequence[float]) -> float | None:
+    return float(np.mean(losses)) if losses else None
 
 
 def _identity(config: TrainConfig, sets: Sequence[ShardSet], shares: npt.NDArray[np.float64]) -> str:

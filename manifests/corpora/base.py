@@ -1,16 +1,23 @@
 """What every corpus gives: a listing of songs, their stems' paths and labels."""
 
+import json
+import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import yaml
 
-from manifests.songs import Problem
+from manifests.errors import CorpusError
+from manifests.songs import Problem, inside
+
+Item = TypeVar("Item")
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".mp4", ".aif", ".aiff")
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,16 +71,62 @@ class Corpus(Protocol):
 
 
 def read_mapping(path: Path) -> dict[Any, Any]:
-    """Read a YAML file that holds a mapping. Raises ValueError, in one line, when it is missing or anything else."""
+    """Read a mapping from YAML or .json. Raises ValueError, in one line, when the file is missing or anything else."""
+    kind, parse = ("JSON", json.loads) if path.suffix == ".json" else ("YAML", yaml.safe_load)
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        value = parse(path.read_text(encoding="utf-8"))
     # Besides its own errors, the YAML reader lets those of dates (ValueError) and of deep nesting through.
     except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"not readable as YAML: {error}"
+        reason = error.strerror if isinstance(error, OSError) else f"not readable as {kind}: {error}"
         raise ValueError(" ".join(str(reason).split())) from None
     if not isinstance(value, dict):
         raise ValueError(f"a mapping was expected, not {type(value).__name__}")
     return value
+
+
+def read_metadata(root: Path, relative: str) -> dict[Any, Any]:
+    """Like `read_mapping`, for a file below ``root``; a link that leaves it is a ValueError too."""
+    path = inside(root, relative)
+    if path is None:
+        raise ValueError("a link that leaves the root")
+    return read_mapping(path)
+
+
+def find_folders(folder: Path, depth: int, is_song: Callable[[Path], bool]) -> Iterator[Path]:
+    """Folders of songs at most ``depth`` levels below ``folder``, in the order of their paths. Raises CorpusError.
+
+    A song may be a link; what is beside songs is not followed, for it may lead to the same songs again.
+    """
+    try:
+        children = list_folders(folder)
+    except OSError as error:
+        raise CorpusError(f"{folder}: cannot be listed ({error.strerror})") from None
+    for child in children:
+        if is_song(child):
+            yield child
+        elif depth > 1 and not child.is_symlink():
+            yield from find_folders(child, depth - 1, is_song)
+
+
+def first_of_each(items: Iterable[Item], name: Callable[[Item], str], root: Path) -> Iterator[Item]:
+    """The items but for those whose name was there before, which are warned of: two songs cannot share an id."""
+    seen = set()
+    for item in items:
+        if name(item) in seen:
+            logger.warning("%s: there are two songs called %r, the first is taken", root, name(item))
+        else:
+            seen.add(name(item))
+            yield item
+
+
+def has_audio(root: Path, path: str) -> bool:
+    """Whether there is a file at ``path``. One that would leave the root is the scan's business, and has."""
+    try:
+        place = inside(root, path)
+    except ValueError:
+        # Half a surrogate pair, which JSON can say and no file can be called.
+        return False
+    return place is None or os.path.exists(place)
 
 
 def list_folders(folder: Path) -> list[Path]:
@@ -90,3 +143,13 @@ def list_names(folder: Path, problems: list[Problem]) -> list[str]:
     except OSError as error:
         problems.append(Problem(code="unreadable", detail=f"the folder {folder.name}: {error.strerror}"))
         return []
+
+
+def list_files(folder: Path, prefix: str, depth: int, problems: list[Problem]) -> Iterator[str]:
+    """Names below ``folder`` of files, and of folders that are hidden, links or too deep for any pattern."""
+    for name in list_names(folder, problems):
+        path = folder / name
+        if depth and name[0] != "." and os.path.isdir(path) and not os.path.islink(path):
+            yield from list_files(path, f"{prefix}{name}/", depth - 1, problems)
+        else:
+            yield prefix + name

@@ -5,12 +5,14 @@ license: {id: CC-BY-4.0, url: "https://..."}
 citation: "Who, What, Year"
 song: "{subset}/{song}"            # folder of one song below the root; {names} match inside one path component
 stems: ["{label}.wav", "*/{label}.flac"]
-mixture: mixture.wav               # optional, below the song folder; never a stem
+mixture: mixture.wav               # optional, below the song folder; never a stem; "{root}/..." is below the root
 subset: train                      # for songs whose pattern has no {subset}
 subsets: {dev: validation, "A - B": test}   # a value of {subset} or a song -> train | validation | test
-ignore: ["*.json"]                 # known leftovers
+ignore: ["*.json"]                 # known leftovers of a song, and known folders that are no song
+notes: {"A - B": hi-hat in the bass}        # what is known of a song; stands in its ``extra``
 labels: {"BGVOX ECHO": backing vocals}      # raw label -> instrument, where the vocabulary does not know
 
+A {name} of the song pattern stands for its value in ``stems`` and ``mixture``: ``"{song}-{label}.wav"``.
 Hidden files, and whatever else no pattern takes, stand in the song's ``extra`` as leftovers.
 """
 
@@ -20,16 +22,19 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
-from manifests.corpora.base import SongListing, StemListing, list_folders, list_names, read_mapping
+from manifests.corpora.base import SongListing, StemListing, list_files, list_folders, read_mapping
 from manifests.errors import CorpusError
 from manifests.songs import SUBSETS, Problem
 
-_KEYS = frozenset(["name", "license", "citation", "song", "stems", "mixture", "subset", "subsets", "ignore", "labels"])
+_KEYS = frozenset(
+    ["name", "license", "citation", "song", "stems", "mixture", "subset", "subsets", "ignore", "notes", "labels"]
+)
 _FIELD = re.compile(r"\{(\w+)\}")
+_ROOT = "{root}/"
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +52,13 @@ class FolderLayout:
     subset: str = "train"
     subsets: dict[str, str] = field(default_factory=dict)
     ignore: tuple[str, ...] = ()
+    notes: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_.-]+", self.name):
             raise CorpusError(f"layout {self.name!r}: a name is letters, digits, '-', '_' and '.'")
-        for pattern in (self.song, *self.stems, *([self.mixture] if self.mixture else [])):
+        for pattern in (self.song, *self.stems, *([self.mixture.removeprefix(_ROOT)] if self.mixture else [])):
             if not {"", ".", ".."}.isdisjoint(pattern.split("/")):
                 raise CorpusError(f"layout {self.name}: {pattern!r} is no path below the root; no '/' ahead, no '..'")
         for pattern in (self.song, *self.stems):
@@ -63,6 +69,10 @@ class FolderLayout:
         for pattern in self.stems:
             if "label" not in _FIELD.findall(pattern):
                 raise CorpusError(f"layout {self.name}: the stem pattern {pattern!r} has no {{label}}")
+        known = {*_FIELD.findall(self.song)}
+        for name in _FIELD.findall((self.mixture or "").removeprefix(_ROOT)):
+            if name not in known:
+                raise CorpusError(f"layout {self.name}: mixture: the song pattern {self.song!r} has no {{{name}}}")
         for subset in (self.subset, *self.subsets.values()):
             if subset not in SUBSETS:
                 raise CorpusError(f"layout {self.name}: subset {subset!r} is none of {', '.join(SUBSETS)}")
@@ -91,8 +101,8 @@ class FolderLayout:
         for folder in _folders(root, self.song.count("/") + 1):
             song = folder.relative_to(root).as_posix()
             if match := matcher.fullmatch(song):
-                listings.append(self._song(folder, song, match.groupdict()))
-            else:
+                listings.append(self._song(root, song, match.groupdict()))
+            elif not self._ignored(song):
                 others.append(song)
         if not listings:
             raise CorpusError(f"{root}: no folder matches {self.song!r} of layout {self.name}")
@@ -103,13 +113,15 @@ class FolderLayout:
             logger.warning("%s: %d folders do not match %r, such as %r", root, len(others), self.song, others[0])
         yield from listings
 
-    def _song(self, folder: Path, song: str, fields: dict[str, str]) -> SongListing:
+    def _song(self, root: Path, song: str, fields: dict[str, str]) -> SongListing:
         problems: list[Problem] = []
         stems, leftover = [], []
-        for name in _files(folder, "", max(pattern.count("/") for pattern in self.stems), problems):
-            if name == self.mixture or any(fnmatchcase(name, pattern) for pattern in self.ignore):
+        matchers = [_matcher(pattern, _values(pattern, fields)) for pattern in self.stems]
+        mixture = self._mixture(song, fields)
+        for name in list_files(root / song, "", max(pattern.count("/") for pattern in self.stems), problems):
+            if f"{song}/{name}" == mixture or self._ignored(name):
                 continue
-            match = next((m for pattern in self.stems if (m := _matcher(pattern).fullmatch(name))), None)
+            match = next((m for matcher in matchers if (m := matcher.fullmatch(name))), None)
             if match is None or any(part[0] == "." for part in name.split("/")):
                 leftover.append(name)
                 continue
@@ -117,16 +129,25 @@ class FolderLayout:
             stems.append(
                 StemListing(stem_id=name, path=f"{song}/{name}", label=label, instrument=self.labels.get(label))
             )
-        mixture = f"{song}/{self.mixture}" if self.mixture and os.path.exists(folder / self.mixture) else None
+        note = self.notes.get(song) or self.notes.get(song.rsplit("/", 1)[-1])
         return SongListing(
             song=song,
             subset=self._subset(song, fields.get("subset"), problems),
             stems=tuple(stems),
-            mixture=mixture,
+            mixture=mixture if mixture and os.path.exists(root / mixture) else None,
             license=self.license,
             problems=tuple(problems),
-            extra={"leftover": leftover} if leftover else {},
+            extra=({"notes": note} if note else {}) | ({"leftover": leftover} if leftover else {}),
         )
+
+    def _mixture(self, song: str, fields: dict[str, str]) -> str | None:
+        if not self.mixture:
+            return None
+        folder = "" if self.mixture.startswith(_ROOT) else f"{song}/"
+        return folder + _FIELD.sub(lambda match: fields[match[1]], self.mixture.removeprefix(_ROOT))
+
+    def _ignored(self, path: str) -> bool:
+        return any(fnmatchcase(path, pattern) for pattern in self.ignore)
 
     def _subset(self, song: str, value: str | None, problems: list[Problem]) -> str:
         for key in (song, song.rsplit("/", 1)[-1], value):
@@ -153,23 +174,20 @@ def _folders(folder: Path, depth: int) -> Iterator[Path]:
             yield from _folders(child, depth - 1)
 
 
-def _files(folder: Path, prefix: str, depth: int, problems: list[Problem]) -> Iterator[str]:
-    """Names below ``folder`` of files, and of folders that are hidden, links or too deep for any pattern."""
-    for name in list_names(folder, problems):
-        path = folder / name
-        if depth and name[0] != "." and os.path.isdir(path) and not os.path.islink(path):
-            yield from _files(path, f"{prefix}{name}/", depth - 1, problems)
-        else:
-            yield prefix + name
+def _values(pattern: str, fields: dict[str, str]) -> tuple[tuple[str, str], ...]:
+    """What the song pattern found for the names in ``pattern``; a stem's label is its own."""
+    return tuple((name, fields[name]) for name in _FIELD.findall(pattern) if name in fields and name != "label")
 
 
-@cache
-def _matcher(pattern: str) -> re.Pattern[str]:
-    """``{name}`` and ``*`` match within one path component, everything else is literal."""
-    out = ""
+@lru_cache(maxsize=1024)
+def _matcher(pattern: str, values: tuple[tuple[str, str], ...] = ()) -> re.Pattern[str]:
+    """``{name}`` and ``*`` match within one path component, a name of ``values`` its value; the rest is literal."""
+    known, out = dict(values), ""
     for part in re.split(r"(\{\w+\}|\*)", pattern):
-        name = _FIELD.fullmatch(part)
-        out += f"(?P<{name[1]}>[^/]+?)" if name else "[^/]*" if part == "*" else re.escape(part)
+        if (name := _FIELD.fullmatch(part)) and name[1] in known:
+            out += re.escape(known[name[1]])
+        else:
+            out += f"(?P<{name[1]}>[^/]+?)" if name else "[^/]*" if part == "*" else re.escape(part)
     return re.compile(out)
 
 
@@ -199,6 +217,7 @@ def _typed(path: Path, raw: dict[Any, Any]) -> dict[str, Any]:
         "stems": texts("stems"),
         "subsets": mapping("subsets"),
         "ignore": texts("ignore"),
+        "notes": mapping("notes"),
         "labels": mapping("labels"),
     }
     return typed | {key: text(key, raw[key]) for key in ("citation", "mixture", "subset") if raw.get(key)}

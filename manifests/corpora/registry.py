@@ -5,13 +5,19 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from manifests.corpora.base import Corpus
+from manifests.corpora.cocochorales import CocoChorales
 from manifests.corpora.layout import FolderLayout
+from manifests.corpora.medleydb import MedleyDB
+from manifests.corpora.moisesdb import MoisesDB
+from manifests.corpora.musdb18 import Musdb18
 from manifests.corpora.slakh import Slakh2100
 from manifests.errors import CorpusError
 
 ENTRY_POINTS = "mgeldm.corpora"
 _LAYOUTS = Path(__file__).with_name("layouts")
-_ADAPTERS: dict[str, Callable[[], Corpus]] = {Slakh2100.name: Slakh2100}
+_ADAPTERS: dict[str, Callable[[], Corpus]] = {
+    adapter.name: adapter for adapter in (CocoChorales, MedleyDB, MoisesDB, Musdb18, Slakh2100)
+}
 
 
 def corpus_names() -> list[str]:

@@ -6,27 +6,37 @@
         MIDI/SNN.mid
 
 ``audio_rendered`` and ``audio_dir`` of the metadata are not to be trusted (babyslakh, and Track00616 of the redux): a
-stem exists when its file does.
+stem exists when its file does. The UUID is the checksum of the MIDI file: the original has tracks of one MIDI file in
+two subsets. The redux and the second split mend that, and may be had from the folders of the original.
 """
 
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from manifests.corpora.base import AUDIO_SUFFIXES, SongListing, StemListing, list_folders, list_names, read_mapping
+from manifests.corpora.base import AUDIO_SUFFIXES, SongListing, StemListing, list_folders, list_names, read_mapping, read_metadata
 from manifests.errors import CorpusError
-from manifests.songs import SUBSETS, Problem, inside
+from manifests.songs import SUBSETS, Problem
 
 _OMITTED = "omitted"
 
 
 class Slakh2100:
-    """The original, the redux and babyslakh; subsets are the folders (babyslakh: all train)."""
+    """The original, the redux and babyslakh; subsets are the folders (babyslakh: all train), or those of ``resplit``.
+
+    ``resplit`` is "redux" (tracks that it leaves out are excluded) or "splits-v2", over the folders of the original.
+    """
 
     name = "slakh2100"
     license = "CC-BY-4.0"
     citation = "Manilow et al., Cutting Music Source Separation Some Slakh, WASPAA 2019"
+
+    def __init__(self, resplit: str | None = None) -> None:
+        self.resplit = resplit
+        if resplit:
+            self.name = f"{Slakh2100.name}-{resplit}"
 
     def songs(self, root: Path) -> Iterator[SongListing]:
         """List songs in the order of their paths. Raises CorpusError when no TrackNNNNN folder is below ``root``."""
@@ -51,7 +61,7 @@ class Slakh2100:
         for stem_id in sorted({*listed, *files}):
             entry = listed.get(stem_id, {})
             if stem_id not in files:
-                detail = f"{stem_id} ({entry.get('midi_program_name')}) has metadata only"
+                detail = f"{stem_id} ({_text(entry.get('midi_program_name'))}) has metadata only"
                 problems.append(Problem(code="no_audio", detail=detail))
                 continue
             label = entry.get("inst_class")
@@ -59,8 +69,13 @@ class Slakh2100:
                 problems.append(Problem(code="unlabelled", stem_id=stem_id, detail="metadata.yaml has no inst_class"))
             path = f"{song}/stems/{files[stem_id]}"
             stems.append(StemListing(stem_id=stem_id, path=path, label=label if isinstance(label, str) else "other"))
-        if subset == _OMITTED:
-            problems.append(Problem(code="excluded", detail="duplicate MIDI, in the folder 'omitted' of the redux"))
+        number = _number(song)
+        if subset == _OMITTED or (self.resplit == "redux" and number in _published()["omitted"]):
+            problems.append(Problem(code="excluded", detail="another track has the same MIDI; the redux omits this one"))
+        if self.resplit == "splits-v2":
+            moved = _published()["moved"].items()
+            subset = next((name for name, numbers in moved if number in numbers), subset)
+        defects = _published()["defects"].get(number)
         programs = {key: _text(entry.get("midi_program_name")) for key, entry in listed.items()}
         return SongListing(
             song=song,
@@ -69,17 +84,27 @@ class Slakh2100:
             mixture=_mixture(root, song),
             license=self.license,
             problems=tuple(problems),
-            extra={"uuid": uuid, "programs": programs} | ({"leftover": leftover} if leftover else {}),
+            extra={"uuid": uuid, "programs": programs}
+            | ({"defects": defects} if defects else {})
+            | ({"leftover": leftover} if leftover else {}),
         )
+
+
+@cache
+def _published() -> dict[Any, Any]:
+    """Numbers of the tracks that the redux omits and that the second split moves, and known defects of stems."""
+    return read_mapping(Path(__file__).with_name("slakh_splits.yaml"))
+
+
+def _number(song: str) -> int | None:
+    digits = song.rsplit("/", 1)[-1].removeprefix("Track")
+    return int(digits) if digits.isascii() and digits.isdecimal() else None
 
 
 def _metadata(root: Path, song: str) -> tuple[dict[str, dict[str, Any]], str | None, list[Problem]]:
     """The entries of the stems, the UUID, and the problem if ``metadata.yaml`` cannot be used."""
     try:
-        path = inside(root, f"{song}/metadata.yaml")
-        if path is None:
-            raise ValueError("a link that leaves the root")
-        metadata = read_mapping(path)
+        metadata = read_metadata(root, f"{song}/metadata.yaml")
         stems = metadata.get("stems")
         if not isinstance(stems, dict):
             raise ValueError(f"'stems' is not a mapping but {type(stems).__name__}")

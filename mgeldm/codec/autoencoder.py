@@ -15,6 +15,7 @@ from torch import nn
 from manifests.atomic import canonical_json, write_bytes, write_json
 from manifests.errors import CheckpointError
 from mgeldm.codec.base import CodecSpec
+from mgeldm.codec.quietly import quietly
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -77,12 +78,14 @@ class AutoencoderCodec(nn.Module):
         kind = config.get("model_type") if isinstance(config, dict) else None
         if kind != "autoencoder":
             raise CheckpointError(f"model_type is {kind!r}; a codec needs 'autoencoder'")
-        # Slow to import (about 8 s), so only where a codec is built.
-        from stable_audio_tools.models.autoencoders import create_autoencoder_from_config
+        with quietly():
+            # Slow to import (about 8 s), so only where a codec is built.
+            from stable_audio_tools.models.autoencoders import create_autoencoder_from_config
 
         self.config = config
         try:
-            self.network = create_autoencoder_from_config(config)
+            with quietly():
+                self.network = create_autoencoder_from_config(config)
             bottleneck = config["model"].get("bottleneck", {"type": "none"})["type"]
         except (KeyError, TypeError, AttributeError, AssertionError, ValueError, NotImplementedError) as error:
             reason = f"{type(error).__name__}: {error}"

@@ -29,30 +29,6 @@ LEVEL_FLOOR = 3e-5
 MEL_FLOOR = 1e-6
 """Added to mel power relative to the window's mean, so that log-mel ends 60 dB below it."""
 
-GLUE = frozenset(
-    [
-        "a",
-        "and",
-        "isolated",
-        "music",
-        "of",
-        "only",
-        "part",
-        "playing",
-        "plays",
-        "recording",
-        "solo",
-        "song",
-        "sound",
-        "sounds",
-        "stem",
-        "the",
-        "track",
-        "with",
-    ]
-)
-"""Words of sentences around a name, which say nothing by themselves: "the sound of" is no prompt."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DualConfig:
@@ -79,6 +55,12 @@ class DualConfig:
 def tokens(text: str) -> list[str]:
     """Words of a text: runs of letters and digits of any script, in lower case."""
     return re.findall(r"[^\W_]+", unicodedata.normalize("NFKC", text).lower())
+
+
+GLUE = frozenset(
+    tokens("a and isolated music of only part playing plays recording solo song sound sounds stem the track with")
+)
+"""Words of sentences around a name, which say nothing by themselves: "the sound of" is no prompt."""
 
 
 class LogMel(nn.Module):

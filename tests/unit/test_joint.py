@@ -220,13 +220,13 @@ class TestSeeds:
         assert not np.allclose(first, other)
 
     def test_chunks_do_not_repeat_their_noise(self) -> None:
+        # The answer is the noise. The second chunk begins at frame 6 and holds two frames.
         out = model(lambda z, tau, e: z).generate("bass", 0.2, SamplingConfig(steps=1))
-        crop = CROP * HOP
-        assert not np.allclose(out[:, :crop], out[:, crop : 2 * crop], atol=0.1)
+        assert abs(np.corrcoef(out[0, 2 * HOP : 8 * HOP], out[0, 8 * HOP : 14 * HOP])[0, 1]) < 0.9
 
     def test_sources_imputed_one_after_another_begin_from_other_noise(self) -> None:
         first, second = model(lambda z, tau, e: z).impute(wave(32), ["bass", "drums"], SamplingConfig(steps=1))
-        assert not np.allclose(first, second, atol=0.1)
+        assert abs(np.corrcoef(first[0], second[0])[0, 1]) < 0.9
 
     def test_held_frames_join_the_chunks(self) -> None:
         """What a chunk said of the overlap stays: the first crop of long audio is that of short audio."""

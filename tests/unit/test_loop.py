@@ -147,6 +147,11 @@ class TestStep:
         assert (last[:CHANNELS] == 0).all()
         assert (last[CHANNELS:] != 0).any()
 
+    def test_noise_and_levels_are_drawn_anew_at_every_step(self, data: Path, tmp_path: Path) -> None:
+        run, batch = made(replace(CONFIG, learning_rate=1e-12), data, tmp_path)
+        losses = [run.train_step(batch)["loss"] for _ in range(4)]
+        assert np.ptp(losses) > 1e-3
+
     def test_gradients_are_clipped(self, data: Path, tmp_path: Path) -> None:
         run, batch = made(replace(CONFIG, clip=1e-3), data, tmp_path)
         assert run.train_step(batch)["norm"] > 1e-2

@@ -262,7 +262,7 @@ class TestResult:
     def test_metrics(self, straight: tuple[Path, dict[str, float]]) -> None:
         rows = [json.loads(line) for line in (straight[0] / "metrics.jsonl").read_text().splitlines()]
         assert [row["step"] for row in rows] == [1, 2, 3, 4]
-        weighted = rows[0]["spectral"] + CONFIG.mel * rows[0]["mel"] + CONFIG.l1 * rows[0]["l1"]
+        weighted = rows[0]["spectral"] + CONFIG.mel * rows[0]["mel"] + CONFIG.wave * rows[0]["wave"]
         assert rows[0]["total"] == pytest.approx(weighted + CONFIG.kl * rows[0]["kl"], rel=1e-5)
 
     def test_figures_and_card(self, straight: tuple[Path, dict[str, float]]) -> None:

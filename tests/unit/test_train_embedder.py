@@ -207,7 +207,7 @@ class TestScenes:
             known = ["winds"] if example.by_family else names["flute"]
             assert example.text in known
         assert {example.by_family for example in examples} == {True, False}
-        assert any(example.text == "pan flute" for example in examples)
+        assert any(example.text in names["flute"][1:] for example in examples)
 
     def test_no_song(self) -> None:
         with pytest.raises(ManifestError, match="usable"):
