@@ -22,6 +22,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb") as handle:
             os.fsync(handle.fileno())
+        os.chmod(temporary, 0o644)  # some writers make files that only their owner can read
         os.replace(temporary, final)
         sync_folder(final.parent)
     finally:

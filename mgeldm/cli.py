@@ -67,7 +67,10 @@ def _parser(name: str, example: str) -> "ArgumentParser":
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(
-        prog=f"mgeldm {name}", description=f"{COMMANDS[name][0]}. Example: {example}", exit_on_error=True
+        prog=f"mgeldm {name}",
+        description=f"{COMMANDS[name][0]}. Example: {example}",
+        exit_on_error=True,
+        allow_abbrev=False,
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     return parser
@@ -109,7 +112,7 @@ def _scan(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, required=True, help="manifest to write")
     parser.add_argument("--dry-run", action="store_true", help="count songs, files and bytes, read no audio")
     _options(parser, ScanConfig, RunnerConfig)
-    parsed = parser.instantiate_classes(parser.parse_args(list(arguments)))
+    parsed = parser.instantiate(parser.parse_args(list(arguments)))
     if len(parsed.sources) % 2:
         raise ConfigError(f"sources are pairs of CORPUS and ROOT, got {len(parsed.sources)} words")
     pairs = [(name, Path(root)) for name, root in zip(parsed.sources[::2], parsed.sources[1::2], strict=True)]
@@ -139,7 +142,7 @@ def _split(arguments: Sequence[str]) -> int:
     parser.add_argument("songs", type=Path, help="manifest of `mgeldm scan`")
     parser.add_argument("--out", type=Path, required=True, help="plan to write")
     _options(parser, SplitConfig)
-    parsed = parser.instantiate_classes(parser.parse_args(list(arguments)))
+    parsed = parser.instantiate(parser.parse_args(list(arguments)))
     _show(asdict(split(parsed.songs, parsed.out, config=_made(SplitConfig, parsed))), parsed.json)
     return OK
 
@@ -155,7 +158,7 @@ def _encode(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, required=True, help="data set folder to write")
     parser.add_argument("--dry-run", action="store_true", help="count units, windows, hours and bytes, encode nothing")
     _options(parser, EncodeConfig, RunnerConfig)
-    parsed = parser.instantiate_classes(parser.parse_args(list(arguments)))
+    parsed = parser.instantiate(parser.parse_args(list(arguments)))
     config = _made(EncodeConfig, parsed)
     if parsed.dry_run:
         _show(preview(parsed.splits, parsed.songs, parsed.out, config), parsed.json)
@@ -193,7 +196,7 @@ def _train(arguments: Sequence[str]) -> int:
     named = bool(arguments) and not arguments[0].startswith("-")
     # The recipe is read before the flags, so that a flag replaces the recipe's value.
     recipe = ["--config", str(recipe_path(arguments[0]))] if named else []
-    parsed = parser.instantiate_classes(parser.parse_args([*recipe, *arguments]))
+    parsed = parser.instantiate(parser.parse_args([*recipe, *arguments]))
     config = _made(TrainConfig, parsed)
     data = [_weighted(text) for text in parsed.data]
     if parsed.dry_run:
@@ -220,7 +223,7 @@ def _train_codec(arguments: Sequence[str]) -> int:
     parser.add_argument("songs", type=Path, help="manifest of `mgeldm scan`")
     parser.add_argument("--out", type=Path, required=True, help="run folder, which is the codec folder too")
     _options(parser, CodecTrainConfig)
-    parsed = parser.instantiate_classes(parser.parse_args(list(arguments)))
+    parsed = parser.instantiate(parser.parse_args(list(arguments)))
     _show(train_codec(parsed.songs, parsed.out, config=_made(CodecTrainConfig, parsed)), parsed.json)
     return OK
 
@@ -232,7 +235,7 @@ def _train_embedder(arguments: Sequence[str]) -> int:
     parser.add_argument("songs", type=Path, help="manifest of `mgeldm scan`")
     parser.add_argument("--out", type=Path, required=True, help="run folder, which is the embedder folder too")
     _options(parser, EmbedderTrainConfig)
-    parsed = parser.instantiate_classes(parser.parse_args(list(arguments)))
+    parsed = parser.instantiate(parser.parse_args(list(arguments)))
     _show(train_embedder(parsed.songs, parsed.out, config=_made(EmbedderTrainConfig, parsed)), parsed.json)
     return OK
 
@@ -245,7 +248,7 @@ def _task(name: str) -> Command:
         parser = _parser(name, f'mgeldm {name} song.wav --prompt "drums" --model RUN/checkpoint --out DIR')
         parser.add_argument("audio", type=Path, nargs="+", help="audio files of any rate and format")
         _model_options(parser, SamplingConfig)
-        parsed = parser.instantiate_classes(parser.parse_args(list(arguments)))
+        parsed = parser.instantiate(parser.parse_args(list(arguments)))
         model = MGELDM.from_pretrained(parsed.model, codec=parsed.codec, embedder=parsed.embedder, device=parsed.device)
         sampling = _made(SamplingConfig, parsed)
         results = run_on_files(name, model, str(parsed.model), parsed.audio, parsed.prompt, parsed.out, sampling)
@@ -264,7 +267,7 @@ def _generate(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--seconds", type=float, default=10.24, help="length of the mix")
     _model_options(parser, SamplingConfig)
-    parsed = parser.instantiate_classes(parser.parse_args(list(arguments)))
+    parsed = parser.instantiate(parser.parse_args(list(arguments)))
     model = MGELDM.from_pretrained(parsed.model, codec=parsed.codec, embedder=parsed.embedder, device=parsed.device)
     results = generate_files(
         model, str(parsed.model), parsed.prompt, parsed.seconds, parsed.out, _made(SamplingConfig, parsed)
@@ -311,7 +314,7 @@ def _demo(arguments: Sequence[str]) -> int:
     parser = _parser("demo", "mgeldm demo --out demo-out")
     parser.add_argument("--out", type=Path, required=True, help="folder for every artefact and report.html")
     _options(parser, DemoConfig)
-    parsed = parser.instantiate_classes(parser.parse_args(list(arguments)))
+    parsed = parser.instantiate(parser.parse_args(list(arguments)))
     summary = demo(parsed.out, _made(DemoConfig, parsed))
     print(json.dumps(summary) if parsed.json else table(summary))
     return OK
