@@ -222,7 +222,7 @@ def _card(
 ) -> DatasetCard:
     rows = [row for sidecar in sidecars for row in sidecar.rows]
     mean, deviation = latent_moments(sidecars, codec.spec.latent_channels)
-    encoded = sorted({name for sidecar in sidecars for name in sidecar.songs})
+    encoded = [name for sidecar in sidecars for name in sidecar.songs]
     return DatasetCard(
         version=SAMPLE_VERSION,
         encoder=encoder_identity(config, codec, embedder),
@@ -288,8 +288,4 @@ def _windows_by_song(
                 f"{songs_path}; make the plan anew"
             )
         grouped[window.song_id].append(window)
-    # The id parts windows of one start.
-    return {
-        name: tuple(sorted(found, key=lambda window: (window.start_s, window.window_id)))
-        for name, found in grouped.items()
-    }
+    return {name: tuple(sorted(found, key=lambda window: window.window_id)) for name, found in grouped.items()}

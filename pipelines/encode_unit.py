@@ -198,7 +198,7 @@ class UnitEncoder:
         tracks = [self._tracks(window) for window in windows]
         stretches = list(dict.fromkeys(chain.from_iterable(tracks)))
         with one_core_each(self.device) as pool:
-            parts = pool.map(partial(self._encode, signals), _batches(stretches, self._batch))
+            parts = pool.map(partial(self._encode, signals), batches(stretches, self._batch))
             encoded = dict(zip(stretches, chain.from_iterable(parts), strict=True))
         for window, track in zip(windows, tracks, strict=True):
             rows = [encoded[stretch] for stretch in track]
@@ -330,7 +330,7 @@ def one_core_each(device: torch.device) -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(cores)
 
 
-def _batches(stretches: Iterable[Stretch], size: int) -> Iterator[list[Stretch]]:
+def batches(stretches: Iterable[Stretch], size: int) -> Iterator[list[Stretch]]:
     """Runs of at most ``size`` stretches of one length."""
     for _, group in groupby(stretches, key=lambda stretch: stretch.frames):
         run = list(group)

@@ -1,6 +1,7 @@
 """Finding a corpus by name or by the path of a YAML layout."""
 
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -16,7 +17,13 @@ from manifests.errors import CorpusError
 ENTRY_POINTS = "mgeldm.corpora"
 _LAYOUTS = Path(__file__).with_name("layouts")
 _ADAPTERS: dict[str, Callable[[], Corpus]] = {
-    adapter.name: adapter for adapter in (CocoChorales, MedleyDB, MoisesDB, Musdb18, Slakh2100)
+    CocoChorales.name: CocoChorales,
+    MedleyDB.name: MedleyDB,
+    MoisesDB.name: MoisesDB,
+    Musdb18.name: Musdb18,
+    Slakh2100.name: Slakh2100,
+    f"{Slakh2100.name}-redux": partial(Slakh2100, "redux"),
+    f"{Slakh2100.name}-splits-v2": partial(Slakh2100, "splits-v2"),
 }
 
 

@@ -16,7 +16,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from manifests.corpora.base import AUDIO_SUFFIXES, SongListing, StemListing, list_folders, list_names, read_mapping, read_metadata
+from manifests.corpora.base import (
+    AUDIO_SUFFIXES,
+    SongListing,
+    StemListing,
+    list_folders,
+    list_names,
+    read_mapping,
+    read_metadata,
+)
 from manifests.errors import CorpusError
 from manifests.songs import SUBSETS, Problem
 
@@ -71,7 +79,9 @@ class Slakh2100:
             stems.append(StemListing(stem_id=stem_id, path=path, label=label if isinstance(label, str) else "other"))
         number = _number(song)
         if subset == _OMITTED or (self.resplit == "redux" and number in _published()["omitted"]):
-            problems.append(Problem(code="excluded", detail="another track has the same MIDI; the redux omits this one"))
+            problems.append(
+                Problem(code="excluded", detail="another track has the same MIDI; the redux omits this one")
+            )
         if self.resplit == "splits-v2":
             moved = _published()["moved"].items()
             subset = next((name for name, numbers in moved if number in numbers), subset)

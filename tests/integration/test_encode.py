@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from manifests.atomic import TEMPORARY_PREFIX
-from manifests.errors import ConfigError, ManifestError
+from manifests.errors import ConfigError, ManifestError, ShardError
 from manifests.shards import SHARDS_FOLDER, ShardReader, read_card, read_index, read_prompts
 from manifests.songs import read_songs, write_songs
 from manifests.splits import Window, read_splits, texts, write_splits
@@ -213,7 +213,8 @@ def test_songs_and_corpora_that_come_later_make_new_shards_and_touch_no_old_one(
     shutil.copytree(slakh, root, ignore=shutil.ignore_patterns("Track00001"))
     layout, other_root = folders
     sources = [("slakh2100", root)]
-    encoded, kept, at = [], [], {}
+    encoded, kept = [], []
+    at: dict[str, int] = {}
     for step in range(3):
         if step == 1:
             shutil.copytree(slakh / "train" / "Track00001", root / "train" / "Track00001")
@@ -231,6 +232,11 @@ def test_songs_and_corpora_that_come_later_make_new_shards_and_touch_no_old_one(
         report = verify(out)
         assert (report.problems, report.notes) == ((), ())
     assert (encoded, kept) == ([3, 1, 2], [0, 3, 4])
+    # But for the order of units, it is what one run makes of all.
+    encode(job.splits, job.songs, tmp_path / "once", config=config, runner=LOCAL)
+    grown, once = everything(out), everything(tmp_path / "once")
+    assert grown.pop("units.parquet") != once.pop("units.parquet")
+    assert grown == once
 
 
 def test_a_song_that_moves_to_another_subset_is_encoded_there_and_nowhere_else(
@@ -344,6 +350,41 @@ def test_stems_that_are_lost_after_the_scan_are_failures_and_every_other_window_
     assert everything(out) == everything(data)
 
 
+def test_a_shard_that_is_made_again_counts_as_unfinished_until_it_is(
+    damaged: tuple[Job, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (job, _), out = damaged, tmp_path / "data"
+    encode(job.splits, job.songs, out, config=job.config, runner=LOCAL)
+
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.encode_unit.write_shard", full)
+        with pytest.raises(OSError, match="no space left"):
+            encode(job.splits, job.songs, out, config=replace(job.config, retry_failed=True), runner=LOCAL)
+    assert encode(job.splits, job.songs, out, config=job.config, runner=LOCAL).encoded == 1
+
+
+def test_a_run_that_dies_while_it_finishes_leaves_no_card(
+    job: Job, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "data"
+    shutil.copytree(data, out)
+
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.encode.write_index", full)
+        with pytest.raises(OSError, match="no space left"):
+            encode(job.splits, job.songs, out, config=job.config, runner=LOCAL)
+    with pytest.raises(ShardError, match="no finished data set"):
+        ShardReader(out)
+    assert encode(job.splits, job.songs, out, config=job.config, runner=LOCAL).encoded == 0
+    assert everything(out) == everything(data)
+
+
 def test_when_every_stem_is_gone_the_data_set_is_empty_and_says_so(damaged: tuple[Job, Path], tmp_path: Path) -> None:
     (job, root), out = damaged, tmp_path / "data"
     shutil.rmtree(root)
@@ -388,7 +429,8 @@ encode(Path(splits), Path(songs), Path(out), config=config, runner=RunnerConfig(
 def test_a_run_that_is_killed_goes_on_and_ends_with_the_bytes_of_an_undisturbed_one(
     job: Job, data: Path, tmp_path: Path
 ) -> None:
-    out, at = tmp_path / "data", {}
+    out = tmp_path / "data"
+    at: dict[str, int] = {}
     for number, place in enumerate(("within a shard", "before the sidecar"), 1):
         arguments = [place, str(job.splits), str(job.songs), str(out), job.config.codec, job.config.embedder]
         done = subprocess.run(
