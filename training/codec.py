@@ -90,8 +90,8 @@ def learning_rate_factor(step: int, config: CodecTrainConfig) -> float:
 def wave_error(wave: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor:
     """Energy of the error in time over that of the wave ``[B, 1, T]``, in two low bands; a silent output scores 1.
 
+    High frequencies are beyond what so few latents can hold in phase. Averages over 16 and 64 samples keep the low ones,
     where most of the energy of music lies: at 16 kHz, 64 values in 2048 samples, just as many as there are latents.
-    where most of the energy of music lies: at 16 kHz and 64 values in 2048 samples, just as many as there are latents.
     """
     parts = []
     for width in (16, 64):
