@@ -12,7 +12,7 @@ def write_readme(data: Path, card: DatasetCard) -> None:
     """Write ``README.md`` from the card."""
     licenses = sorted(card.licenses)
     front = {
-        "license": licenses[0].lower() if len(licenses) == 1 else "other",
+        "license": (licenses[0].lower() or "unknown") if len(licenses) == 1 else "other",
         "tags": ["audio", "music", "multitrack", "latents", "webdataset", "mge-ldm"],
         "configs": [{"config_name": "default", "data_files": "shards/*.tar"}],
     }
@@ -53,5 +53,6 @@ def write_readme(data: Path, card: DatasetCard) -> None:
 
 
 def _table(head: str, unit: str, counts: dict[str, int]) -> list[str]:
-    rows = [f"| {name} | {count} |" for name, count in counts.items()]
+    names = {name: name.replace("|", "\\|") or "not stated" for name in counts}
+    rows = [f"| {names[name]} | {count} |" for name, count in counts.items()]
     return [f"| {head} | {unit} |", "| --- | ---: |", *rows, ""]

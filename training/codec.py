@@ -90,7 +90,7 @@ def learning_rate_factor(step: int, config: CodecTrainConfig) -> float:
 def wave_error(wave: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor:
     """Energy of the error in time over that of the wave ``[B, 1, T]``, in two low bands; a silent output scores 1.
 
-    High frequencies are beyond what so few latents can hold in phase. Averages over 16 and 64 samples keep the low ones,
+    High frequencies are beyond what so few latents can hold in phase. Averages over 16 and 64 samples keep the low,
     where most of the energy of music lies: at 16 kHz, 64 values in 2048 samples, just as many as there are latents.
     """
     parts = []

@@ -19,6 +19,7 @@ from manifests.shards import SHARDS_FOLDER, ShardReader, read_card, read_index, 
 from manifests.songs import read_songs, write_songs
 from manifests.splits import Window, read_splits, texts, write_splits
 from manifests.units import read_failures, read_sidecar, read_units
+from pipelines.dataset_readme import write_readme
 from pipelines.encode import encode, preview
 from pipelines.encode_unit import EncodeConfig
 from pipelines.runner import RunnerConfig
@@ -155,6 +156,14 @@ def test_the_readme_has_the_metadata_that_the_hub_reads(data: Path) -> None:
     assert "| CC-BY-4.0 | 4 |" in body
     assert f"| bass | {card.instruments['bass']} |" in body
     assert card.codec["identity"][:16] in body
+
+
+def test_the_readme_takes_any_name(data: Path, tmp_path: Path) -> None:
+    write_readme(tmp_path, replace(read_card(data), licenses={"": 3}, instruments={"a|b": 1}))
+    text = (tmp_path / "README.md").read_text()
+    assert "| not stated | 3 |" in text
+    assert "| a\\|b | 1 |" in text
+    assert yaml.safe_load(text.split("---")[1])["license"] == "unknown"
 
 
 def test_the_folder_holds_the_artefacts_and_nothing_else(data: Path) -> None:

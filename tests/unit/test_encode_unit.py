@@ -97,7 +97,8 @@ def whole_wave(song: Song, stems: frozenset[str]) -> Wave:
     longest = max(wave.shape[1] for wave in waves.values())
     placed = {name: fit(wave, longest) for name, wave in waves.items()}
     gain = 1 / max(1.0, float(np.abs(np.sum(list(placed.values()), axis=0)).max()))
-    return (gain * np.sum([placed[stem] for stem in stems], axis=0)).astype(np.float32)
+    total: Wave = (gain * np.sum([placed[stem] for stem in stems], axis=0)).astype(np.float32)
+    return total
 
 
 def test_latents_of_a_window_are_those_of_the_whole_song(encoder: UnitEncoder, song: Song) -> None:
