@@ -46,11 +46,11 @@ class CodecTrainConfig:
 
     channels: int = 16
     """Width of the first layer; the widths go up to 16 times it (16: 2.6 M parameters, 32: 10.1 M)."""
-    steps: int = 9_000
+    steps: int = 4_000
     """Optimiser steps in all."""
     batch: int = 4
     """Crops a step."""
-    learning_rate: float = 1e-3
+    learning_rate: float = 4e-4
     """Peak of AdamW's learning rate."""
     warmup: int = 100
     """Steps of linear warm-up."""
@@ -58,7 +58,7 @@ class CodecTrainConfig:
     """Share of the steps over which the learning rate falls to zero at the end."""
     kl: float = 2e-5
     """Weight of the VAE's divergence, summed over channels."""
-    wave: float = 10.0
+    wave: float = 4.0
     """Weight of the error in time, in low bands."""
     mel: float = 1.0
     """Weight of the log-mel term."""
@@ -96,7 +96,7 @@ def wave_error(wave: torch.Tensor, decoded: torch.Tensor) -> torch.Tensor:
     parts = []
     for width in (16, 64):
         reference, error = F.avg_pool1d(wave, width), F.avg_pool1d(decoded - wave, width)
-        parts.append(error.square().mean((1, 2)) / (reference.square().mean((1, 2)) + 1e-5))
+        parts.append(error.square().mean((1, 2)) / (reference.square().mean((1, 2)) + 1e-4))
     return torch.stack(parts).mean()
 
 
