@@ -50,7 +50,7 @@ class CodecTrainConfig:
     """Optimiser steps in all."""
     batch: int = 4
     """Crops a step."""
-    learning_rate: float = 4e-4
+    learning_rate: float = 6e-4
     """Peak of AdamW's learning rate."""
     warmup: int = 100
     """Steps of linear warm-up."""
@@ -58,7 +58,7 @@ class CodecTrainConfig:
     """Share of the steps over which the learning rate falls to zero at the end."""
     kl: float = 2e-5
     """Weight of the VAE's divergence, summed over channels."""
-    wave: float = 4.0
+    wave: float = 0.5
     """Weight of the error in time, in low bands."""
     mel: float = 1.0
     """Weight of the log-mel term."""

@@ -68,7 +68,7 @@ def _unit_gain(module: Any) -> None:
         module.bias.zero_()
 
 
-def _low_band_path(network: nn.Module, count: int) -> None:
+def _low_band_path(network: Any, count: int) -> None:
     """Let ``count`` latents be the wave averaged over ``hop / count`` samples, and the decoder interpolate them.
 
     Strides average as long as the bandwidth allows; what is left of a stride becomes channels, one a phase.
@@ -115,7 +115,7 @@ def _triangle(stride: int) -> torch.Tensor:
     return 1 - ((torch.arange(2 * stride) + 0.5 - stride).abs() / stride)[None]
 
 
-def _set_path(conv: nn.Conv1d | nn.ConvTranspose1d, channels: torch.Tensor, taps: torch.Tensor) -> None:
+def _set_path(conv: Any, channels: torch.Tensor, taps: torch.Tensor) -> None:
     """Set the first rows of a weight-normed convolution: row ``phase * n + c`` hears channel ``c`` with its taps only.
 
     Rows are output channels, of a transposed convolution input channels.
@@ -127,7 +127,7 @@ def _set_path(conv: nn.Conv1d | nn.ConvTranspose1d, channels: torch.Tensor, taps
     conv.weight_g[: len(weight)] = weight.norm(dim=(1, 2), keepdim=True)
 
 
-def _leave_alone(units: nn.Sequential, snake: nn.Module, branch_channels: int, snake_channels: int) -> None:
+def _leave_alone(units: Any, snake: Any, branch_channels: int, snake_channels: int) -> None:
     """Let residual branches add next to nothing to the first channels, and a snake pass them as they are."""
     for unit in units:
         unit.layers[-1].weight_g[:branch_channels].mul_(PATH_BRANCH_GAIN)
