@@ -99,6 +99,8 @@ def _show(summary: dict[str, Any], as_json: bool) -> None:
             value = f"{value:.4g}"
         elif isinstance(value, dict):
             value = ", ".join(f"{name}: {count}" for name, count in value.items()) or "none"
+        elif isinstance(value, list | tuple):
+            value = "".join(f"\n  {': '.join(map(str, item))}" for item in value) or "none"
         print(f"{key.replace('_', ' ').ljust(width)}  {value}")
 
 

@@ -51,7 +51,9 @@ def initialise(network: Any, latent_channels: int) -> None:
     last.weight_g.mul_(OUTPUT_GAIN)
     posterior.weight_g[latent_channels:].mul_(0.1)
     posterior.bias[latent_channels:] = POSTERIOR_BIAS
-    _low_band_path(network, latent_channels // 2)
+    # The path must not take up a whole layer.
+    if first.out_channels > 1:
+        _low_band_path(network, min(latent_channels, posterior.in_channels) // 2)
 
 
 def _unit_gain(module: Any) -> None:
