@@ -21,6 +21,7 @@ PROBLEMS: dict[str, tuple[Effect, str]] = {
     "metadata": (Effect.SONG, "a metadata file is missing or cannot be parsed"),
     "excluded": (Effect.SONG, "the corpus itself leaves this song out"),
     "unknown_subset": (Effect.SONG, "the layout does not say which subset this folder is"),
+    "mixture_only": (Effect.SONG, "the corpus has mixtures only, no stems"),
     "no_stems": (Effect.SONG, "no stem file was found"),
     "single_stem": (Effect.SONG, "fewer than two usable stems: there is no submix"),
     "missing": (Effect.STEM, "the file is listed but not on disk"),
@@ -32,13 +33,22 @@ PROBLEMS: dict[str, tuple[Effect, str]] = {
     "not_finite": (Effect.STEM, "samples are NaN or infinite"),
     "silent": (Effect.STEM, "no 100 ms frame is active"),
     "changed": (Effect.STEM, "the file is not the one that was scanned"),
+    "clipped": (Effect.NOTE, "samples stand at full scale in runs"),
+    "dc_offset": (Effect.NOTE, "the mean of the samples is far from 0"),
+    "narrow_band": (Effect.NOTE, "nothing in the upper frequencies: upsampled or lossily coded"),
+    "sum_differs": (Effect.NOTE, "the stems do not sum to the mixture, though this corpus says that they do"),
+    "misaligned": (Effect.NOTE, "the mixture is shifted against the sum of the stems"),
+    "repeated_stem": (Effect.NOTE, "two stems of the song hold the same audio"),
+    "duplicate": (Effect.NOTE, "another song holds the same audio"),
+    "near_duplicate": (Effect.NOTE, "another song sounds almost the same"),
+    "leak": (Effect.NOTE, "the same audio or the same work stands in another subset too"),
     "unequal_length": (Effect.NOTE, "stems differ in length; shorter ones are padded"),
     "mixture_unreadable": (Effect.NOTE, "the mixture file cannot be used; the mix is the sum of the stems"),
     "unmapped_label": (Effect.NOTE, "the label is not in the vocabulary; it is kept as it is"),
     "unlabelled": (Effect.NOTE, "metadata does not name the instrument of a stem; it is taken for 'other'"),
     "no_audio": (Effect.NOTE, "metadata names a stem that has no audio file"),
 }
-_NO_FAULT = frozenset({"excluded", "single_stem", "silent"})
+_NO_FAULT = frozenset({"excluded", "mixture_only", "single_stem", "silent"})
 
 
 def effect(code: str) -> Effect:

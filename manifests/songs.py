@@ -17,7 +17,7 @@ from manifests.atomic import atomic_path, canonical_json
 from manifests.errors import ManifestError
 from manifests.problems import PROBLEMS, Effect, effect
 
-SONGS_VERSION = "1"
+SONGS_VERSION = "2"
 ACTIVITY_FRAME_S = 0.1
 SUBSETS = ("train", "validation", "test")
 
@@ -44,6 +44,8 @@ class Stem:
     """Path below the corpus root, with forward slashes."""
     stream: int | None = None
     """Index among the audio streams of a multi-stream file."""
+    channel: int | None = None
+    """The one channel of the file that is this recording, where a corpus keeps sources in channels; None: all."""
     label: str
     """The label as the corpus says it."""
     instrument: str
@@ -59,6 +61,13 @@ class Stem:
     """Integrated loudness (ITU-R BS.1770); None for silence or under 0.4 s."""
     peak_dbfs: float | None = None
     """Sample peak; None for digital silence."""
+    clipped: float | None = None
+    """Share of samples in runs of three or more at the file's own positive or negative peak, near full scale."""
+    dc: float | None = None
+    """Mean of the samples, full scale 1.0, of the channel where it is farthest from 0."""
+    bandwidth_hz: float | None = None
+    """Frequency below which all but a trace of the energy lies: well below half the rate for a file that was upsampled
+    or lossily coded. None where nothing sounds."""
     activity: bytes = b""
     """Packed bits (numpy.packbits), one per 100 ms."""
     fingerprint: str | None = None
@@ -92,6 +101,17 @@ class Song:
     """Length of the longest stem in frames of ``sample_rate``."""
     duration_s: float = 0.0
     mixture: str | None = None
+    """Path of the mixture file below the root, or None."""
+    mixture_audio: Stem | None = None
+    """The mixture as it was measured, or None where there is none that can be used."""
+    sum_gain_db: float | None = None
+    """Gain on the sum of the stems that brings it nearest to the mixture."""
+    sum_lag_s: float | None = None
+    """By how much the mixture comes later than the sum of the stems."""
+    sum_residual_db: float | None = None
+    """Energy of the mixture minus the sum at that gain and lag, over that of the mixture."""
+    sketch: bytes = b""
+    """Course of the mixture (or else of the sum of the stems), two bytes each 100 ms: see `manifests.sketches`."""
     stems: tuple[Stem, ...] = ()
     license: str = ""
     problems: tuple[Problem, ...] = ()
@@ -116,6 +136,7 @@ _STEM = pa.struct(
         pa.field("stem_id", pa.string(), nullable=False),
         pa.field("path", pa.string(), nullable=False),
         pa.field("stream", pa.int32()),
+        pa.field("channel", pa.int32()),
         pa.field("label", pa.string(), nullable=False),
         pa.field("instrument", pa.string(), nullable=False),
         pa.field("family", pa.string(), nullable=False),
@@ -125,6 +146,9 @@ _STEM = pa.struct(
         pa.field("offset_frames", pa.int64(), nullable=False),
         pa.field("lufs", pa.float64()),
         pa.field("peak_dbfs", pa.float64()),
+        pa.field("clipped", pa.float64()),
+        pa.field("dc", pa.float64()),
+        pa.field("bandwidth_hz", pa.float64()),
         pa.field("activity", pa.binary(), nullable=False),
         pa.field("fingerprint", pa.string()),
         pa.field("size", pa.int64()),
@@ -148,6 +172,11 @@ SONGS_SCHEMA = pa.schema(
         pa.field("frames", pa.int64()),
         pa.field("duration_s", pa.float64(), nullable=False),
         pa.field("mixture", pa.string()),
+        pa.field("mixture_audio", _STEM),
+        pa.field("sum_gain_db", pa.float64()),
+        pa.field("sum_lag_s", pa.float64()),
+        pa.field("sum_residual_db", pa.float64()),
+        pa.field("sketch", pa.binary(), nullable=False),
         pa.field("stems", pa.list_(_STEM), nullable=False),
         pa.field("license", pa.string(), nullable=False),
         pa.field("problems", pa.list_(_PROBLEM), nullable=False),
@@ -216,6 +245,7 @@ def _song(row: dict[str, Any]) -> Song:
         **{
             **row,
             "stems": tuple(Stem(**stem) for stem in row["stems"]),
+            "mixture_audio": Stem(**row["mixture_audio"]) if row["mixture_audio"] else None,
             "problems": tuple(Problem(**problem) for problem in row["problems"]),
             "extra": json.loads(row["extra"]),
         }

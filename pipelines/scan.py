@@ -210,7 +210,8 @@ def _unchanged(earlier: Song, listed: Song) -> bool:
 
 
 def _identity(stem: Stem) -> tuple[object, ...]:
-    return (stem.stem_id, stem.path, stem.stream, stem.label, stem.instrument, stem.family, stem.size, stem.mtime_ns)
+    names = ("stem_id", "path", "stream", "channel", "label", "instrument", "family", "size", "mtime_ns")
+    return tuple(getattr(stem, name) for name in names)
 
 
 def _listed(corpus: Corpus, root: Path, listing: SongListing) -> Song:
@@ -225,6 +226,7 @@ def _listed(corpus: Corpus, root: Path, listing: SongListing) -> Song:
     if mixture is not None and _utf8(mixture) != mixture:
         problems.append(Problem(code="mixture_unreadable", detail=f"{mixture!r} is not UTF-8"))
         mixture = None
+    extra = listing.extra | ({"works": list(listing.works)} if listing.works else {})
     return Song(
         song_id=f"{corpus.name}/{_utf8(listing.song)}",
         corpus=corpus.name,
@@ -234,7 +236,7 @@ def _listed(corpus: Corpus, root: Path, listing: SongListing) -> Song:
         stems=stems,
         license=listing.license,
         problems=tuple(problems),
-        extra=json.loads(canonical_json(listing.extra).encode("utf-8", "replace")),
+        extra=json.loads(canonical_json(extra).encode("utf-8", "replace")),
     )
 
 
@@ -244,6 +246,7 @@ def _listed_stem(listing: StemListing, problems: list[Problem]) -> Stem:
         stem_id=_utf8(listing.stem_id),
         path=_utf8(listing.path),
         stream=listing.stream,
+        channel=listing.channel,
         label=_utf8(listing.label),
         instrument=_utf8(label.instrument),
         family=label.family,

@@ -29,6 +29,9 @@ class StemListing:
     """Below the root, with forward slashes; need not exist (the scan records what is missing)."""
     label: str
     stream: int | None = None
+    """Index among the audio streams of a file that holds several."""
+    channel: int | None = None
+    """The one channel of the file that is this stem, where a corpus keeps sources in channels; None: all."""
     instrument: str | None = None
     """Canonical instrument where the corpus knows it better than the vocabulary."""
 
@@ -42,6 +45,14 @@ class SongListing:
     subset: str
     stems: tuple[StemListing, ...]
     mixture: str | None = None
+    mixture_stream: int | None = None
+    """Index of the mixture among the audio streams of its file."""
+    residual_db: float | None = None
+    """Least difference between mixture and sum of the stems, after the best gain and lag, that is worth a problem;
+    None where the corpus does not say that the stems sum to the mixture."""
+    works: tuple[str, ...] = ()
+    """Names, in any corpus, of the work that this recording is of ("musdb18:A - B", "lakh:<md5>"): two songs that share
+    one must not be in two subsets. Stands in ``extra``."""
     license: str = ""
     problems: tuple[Problem, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)

@@ -34,12 +34,15 @@ DRUMS = Stem(
     frames=44_100,
     lufs=-13.25,
     peak_dbfs=-1.5,
+    clipped=0.25,
+    dc=-0.001,
+    bandwidth_hz=15_900.0,
     activity=np.packbits([1, 0, 1, 1, 0, 0, 0, 0, 1, 1]).tobytes(),
     fingerprint="00ff",
     size=1234,
     mtime_ns=1_700_000_000_123_456_789,
 )
-VOX = replace(DRUMS, stem_id="vox «2»\n", stream=3, lufs=None, peak_dbfs=None, offset_frames=17)
+VOX = replace(DRUMS, stem_id="vox «2»\n", stream=3, channel=1, lufs=None, peak_dbfs=None, offset_frames=17)
 UNREAD = Stem(stem_id="S02", path="x.wav", label="Ghost", instrument="ghost", family="unmapped")
 SONG = Song(
     song_id="slakh2100/train/Track00001",
@@ -50,6 +53,11 @@ SONG = Song(
     frames=44_100,
     duration_s=1.0,
     mixture="train/Track00001/mix.flac",
+    mixture_audio=replace(DRUMS, stem_id="mixture", path="train/Track00001/mix.flac"),
+    sum_gain_db=0.5,
+    sum_lag_s=-0.01,
+    sum_residual_db=-87.5,
+    sketch=b"\x00\x80",
     stems=(DRUMS, VOX, UNREAD),
     license="CC-BY-4.0",
     problems=(Problem(code="missing", stem_id="S02", detail="gone"), Problem(code="unequal_length")),
@@ -61,7 +69,7 @@ BARE = Song(song_id="a/b", corpus="a", root="/", subset="test")
 def test_a_manifest_comes_back_as_it_was_written(tmp_path: Path) -> None:
     write_songs(tmp_path / "songs.parquet", [SONG, BARE], {"config": "abc"})
     assert read_songs(tmp_path / "songs.parquet") == [BARE, SONG]
-    assert songs_metadata(tmp_path / "songs.parquet") == {"songs.version": "1", "config": "abc"}
+    assert songs_metadata(tmp_path / "songs.parquet") == {"songs.version": "2", "config": "abc"}
 
 
 def test_rows_are_sorted_so_that_order_does_not_change_the_bytes(tmp_path: Path) -> None:
@@ -94,7 +102,7 @@ def test_files_that_are_no_manifest_are_refused_in_one_line(tmp_path: Path) -> N
     other_kind, old, columns = tmp_path / "splits.parquet", tmp_path / "old.parquet", tmp_path / "columns.parquet"
     write_table(other_kind, SONGS_SCHEMA.empty_table(), "splits", "1", {})
     write_table(old, SONGS_SCHEMA.empty_table(), "songs", "0", {})
-    write_table(columns, SONGS_SCHEMA.remove(3).empty_table(), "songs", "1", {})
+    write_table(columns, SONGS_SCHEMA.remove(3).empty_table(), "songs", "2", {})
     json = tmp_path / "json.parquet"
     write_songs(json, [BARE])
     table = pq.read_table(json)
@@ -106,7 +114,7 @@ def test_files_that_are_no_manifest_are_refused_in_one_line(tmp_path: Path) -> N
         folder: "not a readable Parquet file",
         foreign: "not a songs table",
         other_kind: "not a songs table",
-        old: "songs version 0, this program reads 1",
+        old: "songs version 0, this program reads 2",
         columns: "columns differ",
         json: "not JSON",
     }.items():
@@ -148,11 +156,21 @@ def test_every_problem_has_an_effect_and_says_what_it_means() -> None:
 
 def test_notes_and_properties_of_a_recording_are_no_failures() -> None:
     assert {code for code in PROBLEMS if not is_failure(code)} == {
+        "clipped",
+        "dc_offset",
+        "duplicate",
         "excluded",
+        "leak",
+        "misaligned",
+        "mixture_only",
         "mixture_unreadable",
+        "narrow_band",
+        "near_duplicate",
         "no_audio",
+        "repeated_stem",
         "silent",
         "single_stem",
+        "sum_differs",
         "unequal_length",
         "unlabelled",
         "unmapped_label",
