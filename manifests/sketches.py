@@ -13,7 +13,8 @@ def pack(level_dbfs: npt.NDArray[np.float64], weighted_dbfs: npt.NDArray[np.floa
     with np.errstate(invalid="ignore"):
         tilt = np.nan_to_num(weighted_dbfs - level_dbfs, nan=0.0, posinf=0.0, neginf=0.0)
     columns = np.stack([np.maximum(level_dbfs, -127.5) * -2, tilt * 4 + 128], axis=1)
-    return np.clip(np.rint(columns), 0, 255).astype(np.uint8).tobytes()
+    packed: npt.NDArray[np.uint8] = np.clip(np.rint(columns), 0, 255).astype(np.uint8)
+    return packed.tobytes()
 
 
 def unpack(sketch: bytes) -> tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]:
