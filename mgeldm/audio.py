@@ -20,6 +20,7 @@ import soxr
 
 from manifests.atomic import atomic_path
 from manifests.errors import AudioError
+from manifests.regular import open_regular
 
 Wave = npt.NDArray[np.float32]
 
@@ -27,11 +28,20 @@ Wave = npt.NDArray[np.float32]
 CONTAINERS = {suffix: "mov" for suffix in (".m4a", ".mp4", ".m4b", ".mov")} | {".mka": "matroska", ".webm": "matroska"}
 BLOCK_SAMPLES = 1 << 19
 RATES = range(4_000, 768_001)
+MAX_HOURS = 24
+"""No song is longer; a file that says so, be it full of holes, would keep a scan busy for days."""
 
 _UNKNOWN_FRAMES = 1 << 62
 _UNKNOWN_BYTES = 0x7FFFF000
-# libsndfile's log of a chunk of samples that the file is too short for.
+# libsndfile's log of a chunk of samples that the file is too short for; of the whole file, of that chunk, and of the
+# place where chunks should go on but do not.
 _SHORT_CHUNK = re.compile(r"^\s*(?:data|SSND) : (\d+) \(should be (\d+)\)", re.MULTILINE)
+_WHOLE = re.compile(r"^(?:RIFF|FORM) : (\d+)", re.MULTILINE)
+_CHUNK = re.compile(r"^\s*(?:data|SSND) : (\d+)$", re.MULTILINE)
+_NO_CHUNK = re.compile(r"Unknown chunk marker \(\w+\) at position (\d+)")
+# What may stand behind the last frame of FLAC without being sound: tags, and what the decoder has read ahead.
+_FLAC_TAIL = 64 << 10
+_OGG_PAGE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +62,7 @@ def probe(path: Path | str, stream: int | None = None) -> AudioInfo:
             with _container(path) as container:
                 context = _audio_stream(container, path, stream).codec_context
                 return AudioInfo(_checked_rate(path, context.sample_rate), context.channels, None)
-        with soundfile.SoundFile(path) as sound:
+        with _sound(path) as sound:
             return AudioInfo(_checked_rate(path, sound.samplerate), sound.channels, _promised_frames(path, sound))
 
 
@@ -133,7 +143,8 @@ def _as_audio_error(path: Path) -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    text = error.error_string if isinstance(error, soundfile.LibsndfileError) else str(error)
+    return " ".join(text.split()) or type(error).__name__
 
 
 def _existing(path: Path | str) -> Path:
@@ -151,6 +162,11 @@ def _existing(path: Path | str) -> Path:
     return path
 
 
+def _check_length(path: Path, frames: float, rate: int) -> None:
+    if frames > MAX_HOURS * 3600 * rate:
+        raise AudioError(f"{path}: lasts {frames / rate / 3600:.0f} hours by its header, {MAX_HOURS} can be used")
+
+
 def _checked_rate(path: Path, rate: int) -> int:
     if rate not in RATES:
         raise AudioError(f"{path}: a sample rate of {rate} Hz; {RATES.start} to {RATES.stop - 1} Hz can be used")
@@ -161,10 +177,18 @@ def _block_frames(channels: int) -> int:
     return max(1, BLOCK_SAMPLES // channels)
 
 
+@contextmanager
+def _sound(path: Path) -> Iterator[soundfile.SoundFile]:
+    # Given a name, libsndfile would look for a resource fork beside the file, which may be a link to anywhere.
+    with open_regular(path) as file, soundfile.SoundFile(file.fileno(), closefd=False) as sound:
+        yield sound
+
+
 def _promised_frames(path: Path, sound: soundfile.SoundFile) -> int:
     """Frames that the header says; libsndfile itself takes what a cut WAV or AIFF still holds for its length."""
     if sound.frames >= _UNKNOWN_FRAMES:
         raise AudioError(f"{path}: the header does not say how long the file is; write it anew, not through a pipe")
+    _check_length(path, sound.frames, sound.samplerate)
     chunk = _SHORT_CHUNK.search(sound.extra_info)
     said, held = (int(chunk[1]), int(chunk[2])) if chunk else (0, 0)
     # Writers that cannot seek back leave the largest number there is as the size.
@@ -172,7 +196,7 @@ def _promised_frames(path: Path, sound: soundfile.SoundFile) -> int:
 
 
 def _sound_blocks(path: Path, start: int, frames: int | None) -> Iterator[Wave]:
-    with soundfile.SoundFile(path) as sound:
+    with _sound(path) as sound:
         promised = _promised_frames(path, sound)
         expected = max(0, promised - start) if frames is None else min(frames, max(0, promised - start))
         size, done = _block_frames(sound.channels), 0
@@ -189,10 +213,45 @@ def _sound_blocks(path: Path, start: int, frames: int | None) -> Iterator[Wave]:
             raise AudioError(f"{path}: decoding stopped after frame {start + done} ({error})", "truncated") from None
         if done < expected:
             raise AudioError(f"{path}: ends at frame {start + done}, its header says {promised}", "truncated")
+        if frames is None:
+            _check_end(path, sound)
 
 
-def _container(path: Path) -> av.container.InputContainer:
-    return av.open(f"file:{path}", format=CONTAINERS[path.suffix.lower()])
+def _check_end(path: Path, sound: soundfile.SoundFile) -> None:
+    """Raise AudioError when the file, read to the end that its header says, goes on, or lacks the end it should have.
+
+    libsndfile takes the header's word for it.
+    """
+    size = os.path.getsize(path)
+    if sound.format == "FLAC" and (rest := size - os.lseek(sound.name, 0, os.SEEK_CUR)) > _FLAC_TAIL:
+        raise AudioError(f"{path}: {rest} bytes follow the {sound.frames} frames that its header says", "longer")
+    if sound.format == "OGG" and not _ogg_ends(path, size):
+        raise AudioError(f"{path}: ends at frame {sound.frames} without a last page", "truncated")
+    log = sound.extra_info
+    whole, chunk, stop = _WHOLE.search(log), _CHUNK.search(log), _NO_CHUNK.search(log)
+    if whole and chunk and stop:
+        rest = min(int(whole[1]) + 8, size) - int(stop[1])
+        # Less than a tenth of a second is no sound that is missed.
+        if rest * sound.frames * 10 > int(chunk[1]) * sound.samplerate:
+            raise AudioError(f"{path}: {rest} bytes follow the {sound.frames} frames that its header says", "longer")
+
+
+def _ogg_ends(path: Path, size: int) -> bool:
+    """Whether the last page of an Ogg file says that it is the last."""
+    with open_regular(path) as file:
+        file.seek(max(0, size - 2 * _OGG_PAGE))
+        tail = file.read(2 * _OGG_PAGE)
+    page = tail.rfind(b"OggS\0")
+    return page >= 0 and len(tail) > page + 5 and bool(tail[page + 5] & 4)
+
+
+@contextmanager
+def _container(path: Path) -> Iterator[av.container.InputContainer]:
+    with (
+        open_regular(path) as file,
+        av.open(file, format=CONTAINERS[path.suffix.lower()], buffer_size=1 << 18) as opened,
+    ):
+        yield opened
 
 
 def _audio_stream(container: av.container.InputContainer, path: Path, stream: int | None) -> av.audio.AudioStream:
@@ -208,6 +267,7 @@ def _container_parts(path: Path, stream: int | None, start: int, frames: int | N
         rate, channels = audio.codec_context.sample_rate, audio.codec_context.channels
         resampler = av.AudioResampler(format="fltp")
         position, end = 0, None if frames is None else start + frames
+        _check_length(path, (audio.duration or 0) * audio.time_base * rate, rate)
         first = audio.start_time or 0
         # A seek lands early; one second more lets the decoder settle before the first sample that is used. Time stamps
         # coarser than a sample (Matroska) cannot say where it landed.

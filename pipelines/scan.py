@@ -5,10 +5,11 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from pathlib import Path
+from itertools import count
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -42,9 +43,13 @@ JOURNAL_SECONDS = 30.0
 # A stem may lack this much at its end without a word: codecs and resamplers round.
 _TOLERANCE_S = 0.1
 # What may be mended without a trace in a file's size or time: the song is measured again.
-_RETRIED = frozenset({"missing", "unreadable"})
+_RETRIED = frozenset({"missing", "unreadable", "changed"})
+# Names and values in metadata may be megabytes long.
+_DETAIL_LENGTH = 500
 # Codes that come from listing a corpus, not from measuring its files.
-_LISTED = frozenset({"metadata", "excluded", "unknown_subset", "bad_name", "unlabelled", "no_audio", "unmapped_label"})
+_LISTED = frozenset(
+    ["metadata", "excluded", "unknown_subset", "bad_name", "listed_twice", "unlabelled", "no_audio", "unmapped_label"]
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,13 +149,15 @@ def list_units(sources: Sequence[tuple[str, Path]]) -> list[Song]:
             raise CorpusError(f"{folder}: no such folder (root of corpus {corpus.name})")
         if _utf8(str(root)) != str(root):
             raise CorpusError(f"{_utf8(str(root))}: the path is not UTF-8, so that no table can hold it; rename it")
-        count = len(songs)
+        before = len(songs)
         for listing in corpus.songs(root):
             song = _listed(corpus, root, listing)
+            if _utf8(listing.song) != listing.song:
+                song = replace(song, song_id=_unused(song.song_id, songs))
             if other := songs.get(song.song_id):
                 raise ManifestError(f"{song.song_id}: two songs with this id, below {other.root} and {song.root}")
             songs[song.song_id] = song
-        logger.info("%s: %d songs below %s", corpus.name, len(songs) - count, root)
+        logger.info("%s: %d songs below %s", corpus.name, len(songs) - before, root)
     return list(songs.values())
 
 
@@ -221,7 +228,7 @@ def _listed(corpus: Corpus, root: Path, listing: SongListing) -> Song:
     if len({stem.stem_id for stem in listing.stems}) < len(listing.stems):
         raise CorpusError(f"{corpus.name}: {listing.song!r} has two stems with one id")
     problems = [replace(p, stem_id=p.stem_id and _utf8(p.stem_id), detail=_line(p.detail)) for p in listing.problems]
-    stems = tuple(_listed_stem(stem, problems) for stem in listing.stems)
+    stems = tuple(_listed_stem(stem, problems) for stem in _distinct(listing.stems, problems))
     mixture = listing.mixture
     if mixture is not None and _utf8(mixture) != mixture:
         problems.append(Problem(code="mixture_unreadable", detail=f"{mixture!r} is not UTF-8"))
@@ -238,6 +245,27 @@ def _listed(corpus: Corpus, root: Path, listing: SongListing) -> Song:
         problems=tuple(problems),
         extra=json.loads(canonical_json(extra).encode("utf-8", "replace")),
     )
+
+
+def _distinct(stems: Sequence[StemListing], problems: list[Problem]) -> list[StemListing]:
+    """The stems, with ids that are still distinct once they are UTF-8; one recording under two ids is a problem."""
+    out: list[StemListing] = []
+    ids, recordings = {stem.stem_id for stem in stems if _utf8(stem.stem_id) == stem.stem_id}, set()
+    for stem in stems:
+        if _utf8(stem.stem_id) != stem.stem_id:
+            stem = replace(stem, stem_id=_unused(_utf8(stem.stem_id), ids))
+            ids.add(stem.stem_id)
+        recording = (PurePosixPath(stem.path), stem.stream, stem.channel)
+        if recording in recordings:
+            problems.append(Problem(code="listed_twice", stem_id=stem.stem_id, detail=_line(stem.path)))
+        recordings.add(recording)
+        out.append(stem)
+    return out
+
+
+def _unused(name: str, names: Container[str]) -> str:
+    """``name``, which stands for one that is no UTF-8, or with a number behind it where that is another's own."""
+    return next(text for n in count(1) if (text := f"{name}~{n}" if n > 1 else name) not in names)
 
 
 def _listed_stem(listing: StemListing, problems: list[Problem]) -> Stem:
@@ -271,6 +299,7 @@ class _Measurer:
         stems = tuple(
             stem if stem.stem_id in excluded else _measured(root, stem, self.config, problems) for stem in song.stems
         )
+        problems += _changed(root, stems, problems)
         readable = [(stem.frames / stem.sample_rate, stem) for stem in stems if stem.frames and stem.sample_rate]
         duration = max((seconds for seconds, _ in readable), default=0.0)
         shortest = min((seconds for seconds, _ in readable), default=0.0)
@@ -329,6 +358,18 @@ def _measured(root: Path, stem: Stem, config: ScanConfig, problems: list[Problem
     )
 
 
+def _changed(root: Path, stems: Sequence[Stem], problems: Sequence[Problem]) -> list[Problem]:
+    """A problem for each stem whose file is no longer what it was before it was read."""
+    excluded = {problem.stem_id for problem in problems if effect(problem.code) is Effect.STEM}
+    return [
+        Problem(
+            code="changed", stem_id=stem.stem_id, detail=_line(f"{stem.path} changed while it was read; scan again")
+        )
+        for stem in stems
+        if stem.stem_id not in excluded and _with_file_state(root, replace(stem, size=None, mtime_ns=None)) != stem
+    ]
+
+
 def _with_file_state(root: Path, stem: Stem) -> Stem:
     path = inside(root, stem.path)
     try:
@@ -358,4 +399,4 @@ def _utf8(text: str) -> str:
 
 
 def _line(text: str) -> str:
-    return _utf8(" ".join(text.split()))
+    return _utf8(" ".join(text.split()))[:_DETAIL_LENGTH]
