@@ -138,7 +138,7 @@ def _as_audio_error(path: Path) -> Iterator[None]:
     except (AudioError, MemoryError):
         raise
     except Exception as error:
-        code = "unreadable" if os.path.exists(path) else "missing"
+        code = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
         raise AudioError(f"{path}: not decodable as {path.suffix or 'audio'} ({_reason(error)})", code) from error
 
 
@@ -191,6 +191,8 @@ def _promised_frames(path: Path, sound: soundfile.SoundFile) -> int:
     _check_length(path, sound.frames, sound.samplerate)
     chunk = _SHORT_CHUNK.search(sound.extra_info)
     said, held = (int(chunk[1]), int(chunk[2])) if chunk else (0, 0)
+    if 0 == held < said < _UNKNOWN_BYTES:
+        raise AudioError(f"{path}: ends where its samples should begin", "truncated")
     # Writers that cannot seek back leave the largest number there is as the size.
     return int(sound.frames) * said // held if 0 < held < said < _UNKNOWN_BYTES else int(sound.frames)
 

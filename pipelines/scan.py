@@ -144,7 +144,7 @@ def list_units(sources: Sequence[tuple[str, Path]]) -> list[Song]:
     songs: dict[str, Song] = {}
     for name, folder in sources:
         corpus: Corpus = get_corpus(name)
-        root = folder.resolve()
+        root = Path(os.path.realpath(folder))
         if not os.path.isdir(root):
             raise CorpusError(f"{folder}: no such folder (root of corpus {corpus.name})")
         if _utf8(str(root)) != str(root):
