@@ -280,7 +280,7 @@ def _listed_stem(listing: StemListing, problems: list[Problem]) -> Stem:
         family=label.family,
     )
     if stem.path != listing.path:
-        problems.append(Problem(code="bad_name", stem_id=stem.stem_id, detail=stem.path))
+        problems.append(Problem(code="bad_name", stem_id=stem.stem_id, detail=_line(stem.path)))
     if label.family == UNMAPPED:
         problems.append(Problem(code="unmapped_label", stem_id=stem.stem_id, detail=_line(f"{listing.label!r}")))
     return stem

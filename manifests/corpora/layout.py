@@ -108,7 +108,7 @@ class FolderLayout:
                 others.append(song)
         if not listings:
             raise CorpusError(f"{root}: no folder matches {self.song!r} of layout {self.name}")
-        if not any(listing.stems for listing in listings):
+        if not any(listing.stems or listing.problems for listing in listings):
             patterns = " or ".join(map(repr, self.stems))
             raise CorpusError(f"{root}: no file matches {patterns} of layout {self.name} ({len(listings)} folders)")
         if others:

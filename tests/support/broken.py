@@ -404,7 +404,9 @@ def root_of(corpus: str, make: Callable[[Path], object]) -> Callable[[Path, Path
 REFUSALS: list[Refusal] = [
     Refusal("no such corpus", lambda folder, root: ("nonsense", root), "no such corpus"),
     Refusal("no layout file", lambda folder, root: (folder / "none.yaml", root), "No such file"),
-    Refusal("a folder as layout", lambda folder, root: (by.made_folder(folder / "layout.yaml"), root), "Is a directory"),
+    Refusal(
+        "a folder as layout", lambda folder, root: (by.made_folder(folder / "layout.yaml"), root), "Is a directory"
+    ),
     Refusal("a pipe as layout", lambda folder, root: (by.made_pipe(folder / "layout.yaml"), root), "not a file"),
     Refusal("an empty layout", layout_text(""), "a mapping was expected"),
     Refusal("a layout of a billion laughs", layout_text(by.bomb() + "name: *a9\n"), "aliases"),
