@@ -6,7 +6,6 @@ whether anything there was opened.
 """
 
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import yaml
 
 from tests.support import breaking as by
 from tests.support.breaking import Maker, Place, coded, garbage, samples, text, with_value, write
-from tests.support.corpora import LAYOUT, write_layout, write_slakh_metadata
+from tests.support.corpora import LAYOUT, write_layout
 from tests.support.sounds import sound, write_sound
 from tests.support.trees import medleydb_song, moisesdb_song
 
@@ -404,9 +403,7 @@ def root_of(corpus: str, make: Callable[[Path], object]) -> Callable[[Path, Path
 REFUSALS: list[Refusal] = [
     Refusal("no such corpus", lambda folder, root: ("nonsense", root), "no such corpus"),
     Refusal("no layout file", lambda folder, root: (folder / "none.yaml", root), "No such file"),
-    Refusal(
-        "a folder as layout", lambda folder, root: (by.made_folder(folder / "layout.yaml"), root), "Is a directory"
-    ),
+    Refusal("a folder as layout", lambda folder, root: (by.made_folder(folder / "layout.yaml"), root), "not a file"),
     Refusal("a pipe as layout", lambda folder, root: (by.made_pipe(folder / "layout.yaml"), root), "not a file"),
     Refusal("an empty layout", layout_text(""), "a mapping was expected"),
     Refusal("a layout of a billion laughs", layout_text(by.bomb() + "name: *a9\n"), "aliases"),
@@ -449,7 +446,7 @@ REFUSALS: list[Refusal] = [
 ]
 
 
-# --- making them -------------------------------------------------------------------------------------------------------
+# Making them.
 
 
 def song_name(kind: Kind) -> str:
