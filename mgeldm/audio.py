@@ -239,6 +239,81 @@ def _check_end(path: Path, sound: soundfile.SoundFile) -> None:
 
 
 def _ogg_ends(path: Path, size: int) -> bool:
+    """Whether the last page of an Ogg file is whole and says that it is the last."""
+    with open_regular(path) as file:
+        file.seek(max(0, size - 2 * _OGG_PAGE))
+        tail = file.read()
+    begin = tail.rfind(b"OggS\0")
+    # Pages are not that long: the end is hidden by something else.
+    if begin < 0:
+        return True
+    page = tail[begin:]
+    lengths = page[27 : 27 + page[26]] if len(page) > 26 else b""
+    return len(page) >= 27 + len(lengths) + sum(lengths) and bool(page[5] & 4)
+
+
+@contextmanager
+def _sound(path: Path) -> Iterator[soundfile.SoundFile]:
+    # Given a name, libsndfile would look for a resource fork beside the file, which may be a link to anywhere.
+    with open_regular(path) as file, soundfile.SoundFile(file.fileno(), closefd=False) as sound:
+        yield sound
+
+
+def _promised_frames(path: Path, sound: soundfile.SoundFile) -> int:
+    """Frames that the header says; libsndfile itself takes what a cut WAV or AIFF still holds for its length."""
+    if sound.frames >= _UNKNOWN_FRAMES:
+        raise AudioError(f"{path}: the header does not say how long the file is; write it anew, not through a pipe")
+    _check_length(path, sound.frames, sound.samplerate)
+    chunk = _SHORT_CHUNK.search(sound.extra_info)
+    said, held = (int(chunk[1]), int(chunk[2])) if chunk else (0, 0)
+    if 0 == held < said < _UNKNOWN_BYTES:
+        raise AudioError(f"{path}: ends where its samples should begin", "truncated")
+    # Writers that cannot seek back leave the largest number there is as the size.
+    return int(sound.frames) * said // held if 0 < held < said < _UNKNOWN_BYTES else int(sound.frames)
+
+
+def _sound_blocks(path: Path, start: int, frames: int | None) -> Iterator[Wave]:
+    with _sound(path) as sound:
+        promised = _promised_frames(path, sound)
+        expected = max(0, promised - start) if frames is None else min(frames, max(0, promised - start))
+        size, done = _block_frames(sound.channels), 0
+        try:
+            if start:
+                sound.seek(min(start, sound.frames))
+            while done < expected:
+                block = sound.read(min(size, expected - done), dtype="float32", always_2d=True)
+                if not len(block):
+                    break
+                done += len(block)
+                yield np.ascontiguousarray(block.T)
+        except soundfile.SoundFileError as error:
+            raise AudioError(f"{path}: decoding stopped after frame {start + done} ({error})", "truncated") from None
+        if done < expected:
+            raise AudioError(f"{path}: ends at frame {start + done}, its header says {promised}", "truncated")
+        if frames is None:
+            _check_end(path, sound)
+
+
+def _check_end(path: Path, sound: soundfile.SoundFile) -> None:
+    """Raise AudioError when the file, read to the end that its header says, goes on, or lacks the end it should have.
+
+    libsndfile takes the header's word for it.
+    """
+    size = os.path.getsize(path)
+    if sound.format == "FLAC" and (rest := size - os.lseek(sound.name, 0, os.SEEK_CUR)) > _FLAC_TAIL:
+        raise AudioError(f"{path}: {rest} bytes follow the {sound.frames} frames that its header says", "longer")
+    if sound.format == "OGG" and not _ogg_ends(path, size):
+        raise AudioError(f"{path}: ends at frame {sound.frames} without a last page", "truncated")
+    log = sound.extra_info
+    whole, chunk, stop = _WHOLE.search(log), _CHUNK.search(log), _NO_CHUNK.search(log)
+    if whole and chunk and stop:
+        rest = min(int(whole[1]) + 8, size) - int(stop[1])
+        # Less than a tenth of a second is no sound that is missed.
+        if rest * sound.frames * 10 > int(chunk[1]) * sound.samplerate:
+            raise AudioError(f"{path}: {rest} bytes follow the {sound.frames} frames that its header says", "longer")
+
+
+def _ogg_ends(path: Path, size: int) -> bool:
     """Whether the last page of an Ogg file says that it is the last."""
     with open_regular(path) as file:
         file.seek(max(0, size - 2 * _OGG_PAGE))

@@ -373,6 +373,12 @@ def made_pipe(path: Path) -> Path:
     return path
 
 
+def linked_subset(root: Path) -> None:
+    """A root whose folder of training songs is elsewhere."""
+    root.mkdir()
+    (root / "train").symlink_to(made_folder(root.with_name("elsewhere")))
+
+
 def misnamed(root: Path) -> Path:
     """A copy with a name that is no UTF-8."""
     return shutil.copytree(root, root.with_name(os.fsdecode(b"caf\xe9")))
