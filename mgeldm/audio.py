@@ -135,9 +135,12 @@ def _as_audio_error(path: Path) -> Iterator[None]:
     """Whatever a decoding library raises, foreseen or not, becomes an AudioError."""
     try:
         yield
-    except (AudioError, MemoryError):
+    except AudioError:
         raise
     except Exception as error:
+        # That memory is short is no fault of the file; but FFmpeg also says so when a header asks for too much.
+        if isinstance(error, MemoryError) and not isinstance(error, av.FFmpegError):
+            raise
         code = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
         raise AudioError(f"{path}: not decodable as {path.suffix or 'audio'} ({_reason(error)})", code) from error
 

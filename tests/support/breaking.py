@@ -82,10 +82,15 @@ def wav_of_bytes(size: int) -> bytes:
     return patched(coded(".wav"), b"data", 0, "<I", size)
 
 
+def m4a_saying(box: bytes, offset: int, value: int, data: bytes = b"") -> bytes:
+    """An M4A file with another value in a box of its index."""
+    return patched(data or coded(".m4a"), box, offset, ">I", value)
+
+
 def many_samples() -> bytes:
     """An M4A file whose index says that one chunk has 150 million samples: 4 GB for who believes it."""
-    data = patched(patched(coded(".m4a"), b"stsz", 4, ">I", 4), b"stsz", 8, ">I", 150_000_000)
-    return patched(data, b"stsc", 12, ">I", 150_000_000)
+    data = m4a_saying(b"stsz", 8, 150_000_000, m4a_saying(b"stsz", 4, 4))
+    return m4a_saying(b"stsc", 12, 150_000_000, data)
 
 
 def id3(frames: bytes, size: int) -> bytes:

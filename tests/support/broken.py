@@ -146,6 +146,7 @@ SONGS: list[Kind] = [
     stem("wav of 0 bits", ".wav", "unreadable", write(lambda: by.wav_saying(18, "<H", 0))),
     stem("wav without samples chunk", ".wav", "unreadable", write(lambda: coded(".wav").replace(b"data", b"junk"))),
     stem("m4a that says it has 150 million samples", ".m4a", "truncated", write(by.many_samples)),
+    stem("m4a that asks for all memory", ".m4a", "unreadable", write(lambda: by.m4a_saying(b"stts", 4, 0xFFFFFFFF))),
     stem(
         "mp3 whose tag is longer than the file",
         ".mp3",

@@ -11,7 +11,7 @@ import soundfile
 
 from manifests.errors import AudioError
 from mgeldm import audio
-from tests.support.breaking import Place, coded, flac_saying, sparse_rf64, sparse_wav, wav_of_bytes
+from tests.support.breaking import Place, coded, flac_saying, m4a_saying, sparse_rf64, sparse_wav, wav_of_bytes
 from tests.support.sounds import sound, write_sound, write_streams
 
 RATE = 16_000
@@ -296,3 +296,19 @@ def test_ogg_without_its_last_page_is_truncated(tmp_path: Path) -> None:
     ):
         path.write_bytes(data)
         assert (error_of(path).code if code else audio.read(path).shape[1]) == (code or 32_000)
+
+
+def test_only_memory_that_is_short_here_is_no_fault_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.m4a"
+    path.write_bytes(m4a_saying(b"stts", 4, 0xFFFFFFFF))
+    assert error_of(path).code == "unreadable"
+    assert "Cannot allocate memory" in str(error_of(path))
+
+    def short(path: Path) -> BinaryIO:
+        raise MemoryError
+
+    monkeypatch.setattr(audio, "open_regular", short)
+    with pytest.raises(MemoryError):
+        audio.read(path)
