@@ -54,13 +54,13 @@ def on(code: str, *stems: str) -> Expected:
 
 
 def stem(name: str, suffix: str, code: str | None, make: Maker) -> Kind:
-    """A file called "piano" beside two sound stems in a folder of `LAYOUT_FILE`; no ``code``: it is sound too."""
+    """A file called "piano" beside two sound stems in a folder of a YAML layout; no ``code``: it is sound too."""
     path = f"piano{suffix}"
     return Kind("folders", name, path, make, on(code, path) if code else (), 2 if code else 3)
 
 
 def song(name: str, expected: Expected, usable: int, make: Maker) -> Kind:
-    """A folder of `LAYOUT_FILE` as a whole, with two sound stems before it is broken."""
+    """A folder of the YAML layout as a whole, with two sound stems before it is broken."""
     return Kind("folders", name, "", make, expected, usable)
 
 
@@ -317,7 +317,7 @@ SONGS: list[Kind] = [
     moises("a track whose id is a mapping", on("no_audio"), 2, by.tracks(("x", {"a": [1] * 9}))),
     moises("a track of 100,000 letters", on("no_audio"), 2, by.tracks(("x", "y" * 100_000))),
     moises("tracks out of the root", on("outside_root", "drums/d") + on("single_stem"), 0, by.link("OUTSIDE"), "drums"),
-    # Two-part metadata.
+    # Metadata that name files.
     medley("a file above the root", on("outside_root", "S03"), 2, by.third("../../../outside/secret.wav")),
     medley("an absolute file", on("no_audio"), 2, by.third("OUTSIDE/secret.wav")),
     medley("a file that is a number", on("metadata"), 0, by.third(3)),

@@ -12,42 +12,9 @@ from tests.support import breaking as by
 from tests.support.breaking import Place, coded
 
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".m4a", ".aiff")
-_PIECES = [
-    b" ",
-    b"'",
-    b'"',
-    b"\n",
-    b"\t",
-    b"\\",
-    b"*",
-    b"?",
-    b"[",
-    b"{label}",
-    b"%s",
-    b"$x",
-    b"-",
-    b"~",
-    b"#",
-    b":",
-    b"&",
-]
-_PIECES += [
-    b"..",
-    b".",
-    b"\x1b[1m",
-    b"\x7f",
-    b"\xe9",
-    b"\xff\xfe",
-    b"\xed\xb3\xa9",
-    b"a",
-    b"A",
-    b"S00",
-    b"con",
-    b"x" * 90,
-]
-_PIECES += [
-    text.encode() for text in ("\u00e9", "e\u0301", "\u202e", "\u05e9", "\U0001f941", "\ufeff", "\u2028", "\\udce9")
-]
+_PIECES = [b" ", b"\n", b"\t", b"\x1b[1m", b"\x7f", b"\xe9", b"\xff\xfe", b"\xed\xb3\xa9", b"x" * 90]
+_PIECES += b"' \" \\ * ? [ {label} %s $x - ~ # : & .. . a A S00 con \\udce9".split()
+_PIECES += [text.encode() for text in ("\u00e9", "e\u0301", "\u202e", "\u05e9", "\U0001f941", "\ufeff", "\u2028")]
 
 
 def _is_name(name: str) -> bool:
@@ -58,9 +25,9 @@ def _is_name(name: str) -> bool:
         return False
 
 
-names = st.lists(st.sampled_from(_PIECES), min_size=1, max_size=4).map(lambda parts: os.fsdecode(b"".join(parts)))
+_joined = st.lists(st.sampled_from(_PIECES), min_size=1, max_size=4).map(lambda parts: os.fsdecode(b"".join(parts)))
+names = _joined.filter(_is_name)
 """Names of files, often no UTF-8."""
-names = names.filter(_is_name)
 
 
 @st.composite
