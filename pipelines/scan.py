@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from manifests.atomic import canonical_json, content_hash
+from manifests.atomic import canonical_json, check_writable, content_hash
 from manifests.corpora import Corpus, SongListing, StemListing, get_corpus
 from manifests.errors import AudioError, CorpusError, ManifestError
 from manifests.labels import UNMAPPED, lookup
@@ -84,10 +84,12 @@ def scan(
     Raises:
         CorpusError: a source is no such corpus.
         ManifestError: two songs share an id, or ``out`` exists and is no manifest.
+        ConfigError: ``out`` cannot be written.
     """
     config, runner = config or ScanConfig(), runner or RunnerConfig()
     begin = time.monotonic()
     listed = list_units(sources)
+    check_writable(out.parent)
     identity = content_hash({"config": asdict(config), "version": SONGS_VERSION})
     journal = out.with_name(out.name + ".journal")
     known = _known(out, journal, identity)
