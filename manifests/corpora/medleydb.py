@@ -6,9 +6,12 @@
         <id>_RAW/<id>_RAW_NN_MM.wav
     ROOT/Metadata/<id>_METADATA.yaml        where it does not lie beside the audio
 
-The mixture is a weighted sum of the stems. A "Main System" is a microphone before the whole ensemble: it holds every
-other stem, so that it is no stem here; it stands in ``extra`` as a capture. Songs of MUSDB18 are in the subset they
-have there, all others in train.
+The mixture is a weighted sum of the stems, so that no residual is promised.
+Subsets: none of its own. The 46 songs of MUSDB18 are in the subset they have there, and their works are named; all
+others are in train.
+Defects: a "Main System" is a microphone before the whole ensemble: it holds every other stem, so that it is no stem
+here; it stands in ``extra`` as a capture. Flags are the words "yes" and "no". Bleed is told song by song. The metadata
+also describe songs that were never released.
 """
 
 import os
@@ -26,6 +29,7 @@ from manifests.corpora.base import (
     read_metadata,
 )
 from manifests.corpora.musdb18 import in_medleydb, musdb18hq
+from manifests.corpora.works import work
 from manifests.errors import CorpusError
 from manifests.songs import Problem
 
@@ -80,6 +84,7 @@ class MedleyDB:
             subset=musdb18hq().subsets.get(twin, "train") if twin else "train",
             stems=tuple(stem for stem in stems if stem),
             mixture=mixture if os.path.exists(root / mixture) else None,
+            works=(work("musdb18", twin),) if twin else (),
             license=self.license,
             problems=tuple(problems),
             extra=extra | {key: value for key, value in found.items() if value},

@@ -223,7 +223,7 @@ def test_links_are_followed_to_songs_but_not_inside_them(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"colour": "blue", "zap": 1}, ["unknown key colour, zap", "known: citation"]),
+        ({"colour": "blue", "zap": 1}, ["unknown key colour, zap", "known: channels, citation"]),
         ({"name": None}, ["name missing"]),
         ({"stems": []}, ["stems missing"]),
         ({"name": "a/b"}, ["a name is letters"]),
