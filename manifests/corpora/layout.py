@@ -8,7 +8,7 @@ stems: ["{label}.wav", "*/{label}.flac"]
 mixture: mixture.wav               # optional, below the song folder; never a stem; "{root}/..." is below the root
 subset: train                      # for songs whose pattern has no {subset}
 subsets: {dev: validation, "A - B": test}   # a value of {subset} or a song -> train | validation | test
-ignore: ["*.json"]                 # known leftovers of a song, and known folders or files that are no song
+ignore: ["*.json"]                 # known leftovers of a song; below the root: what is no song, whatever it matches
 notes: {"A - B": hi-hat in the bass}        # what is known of a song; stands in its ``extra``
 labels: {"BGVOX ECHO": backing vocals}      # raw label -> instrument, where the vocabulary does not know
 residual_db: -30                   # the stems sum to the mixture, but for so much; left out: nobody says that they do
@@ -103,10 +103,10 @@ class FolderLayout:
         """
         kind = "file" if self.song_is_file else "folder"
         listings, others = [], []
-        for path, matches in find(root, self.song, files=self.song_is_file):
+        for path, matches in find(root, self.song, self.ignores, files=self.song_is_file):
             if matches and (match := matcher(self.song).fullmatch(path)):
                 listings.append(self._song(root, path, match.groupdict()))
-            elif not self.ignores(path):
+            else:
                 others.append(path)
         if not listings:
             raise CorpusError(f"{root}: no {kind} matches {self.song!r} of layout {self.name}")

@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -39,24 +39,27 @@ def matcher(pattern: str, values: tuple[tuple[str, str], ...] = ()) -> re.Patter
     return re.compile(out)
 
 
-def find(root: Path, pattern: str, *, files: bool) -> Iterator[tuple[str, bool]]:
+def find(root: Path, pattern: str, skips: Callable[[str], bool], *, files: bool) -> Iterator[tuple[str, bool]]:
     """Folders (or files) below ``root`` that match ``pattern``, in the order of their paths, each with True.
 
-    What matches no component of the pattern is not gone into, and comes with False. Hidden names are left out. Raises
-    CorpusError when a folder cannot be listed.
+    What matches no component of the pattern is not gone into, and comes with False. Hidden names and paths that
+    ``skips`` is true of are left out. Raises CorpusError when a folder cannot be listed.
     """
-    yield from _find(root, "", pattern.split("/"), files)
 
+    def below(prefix: str, components: list[str]) -> Iterator[tuple[str, bool]]:
+        here, rest = components[0], components[1:]
+        for name in _children(root / prefix, files=files and not rest):
+            path = prefix + name
+            if skips(path):
+                continue
+            if not matcher(here).fullmatch(name):
+                yield path, False
+            elif rest:
+                yield from below(f"{path}/", rest)
+            else:
+                yield path, True
 
-def _find(root: Path, prefix: str, components: list[str], files: bool) -> Iterator[tuple[str, bool]]:
-    here, below = components[0], components[1:]
-    for name in _children(root / prefix, files=files and not below):
-        if not matcher(here).fullmatch(name):
-            yield prefix + name, False
-        elif below:
-            yield from _find(root, f"{prefix}{name}/", below, files)
-        else:
-            yield prefix + name, True
+    yield from below("", pattern.split("/"))
 
 
 def _children(folder: Path, *, files: bool) -> list[str]:
