@@ -62,7 +62,7 @@ class CorpusCheck:
     error: str | None
     """Why there is no such corpus here, or None."""
     complete: bool
-    """False when time was up; then leftovers are not told, and what is counted is a part."""
+    """False when time was up, so that there may be more than is counted."""
     subsets: dict[str, int]
     """Songs of each subset; a song whose subset is not known counts where it was put, and as a problem."""
     mixtures: int
@@ -119,13 +119,16 @@ def check(name: str, root: Path, *, seconds: float = 1.0) -> CorpusCheck:
                 break
     except CorpusError as failure:
         error = _line(str(failure))
-    leftover = _leftovers(corpus, root, taken, _deadline(seconds)) if complete else None
+    leftover: list[Leftover] = []
+    # What a listing that was cut short did not come to is not left over.
+    if complete:
+        leftover, complete = _leftovers(corpus, root, taken, _deadline(seconds))
     counts = [_label_count(label, instruments[label], count) for label, count in labels.most_common()]
     return CorpusCheck(
         corpus=corpus.name,
         root=_line(str(root)),
         error=error,
-        complete=leftover is not None,
+        complete=complete,
         subsets={subset: subsets[subset] for subset in SUBSETS if subset in subsets},
         mixtures=mixtures,
         without_stems=without_stems,
@@ -134,7 +137,7 @@ def check(name: str, root: Path, *, seconds: float = 1.0) -> CorpusCheck:
         problems=tuple(
             ProblemCount(code=code, count=count, example=examples[code]) for code, count in problems.most_common()
         ),
-        leftover=tuple(leftover or ()),
+        leftover=tuple(leftover),
     )
 
 
@@ -186,7 +189,7 @@ def summary(found: CorpusCheck) -> str:
         rows = [(str(each.files), each.suffix, f"{each.why}; such as {each.example}") for each in found.leftover]
         lines += ["", "left over", *_columns(rows)]
     if not found.complete:
-        lines += ["", "time was up: this is a part, leftovers are not told; --seconds 0 is without limit"]
+        lines += ["", "time was up: there may be more than this; --seconds 0 looks at all"]
     return "\n".join(lines)
 
 
@@ -235,21 +238,24 @@ def _label_count(label: str, known_as: str, stems: int) -> LabelCount:
     return LabelCount(label=label, instrument=_line(found.instrument), family=found.family, stems=stems)
 
 
-def _leftovers(corpus: Corpus, root: Path, taken: set[str], end: float) -> list[Leftover] | None:
-    """Files below ``root`` that are not ``taken``, by reason and suffix; None when time was up."""
+def _leftovers(corpus: Corpus, root: Path, taken: set[str], end: float) -> tuple[list[Leftover], bool]:
+    """Files below ``root`` that are not ``taken``, by reason and suffix; and whether time was enough to see all."""
     counts: Counter[tuple[str, str]] = Counter()
     examples: dict[tuple[str, str], str] = {}
+    complete = True
     for path in _files(root):
         if time.monotonic() > end:
-            return None
+            complete = False
+            break
         if path not in taken:
             key = _why(corpus, path), os.path.splitext(path)[1]
             counts[key] += 1
             examples.setdefault(key, path)
-    return [
+    found = [
         Leftover(why=_line(why), suffix=_line(suffix), files=count, example=_line(examples[why, suffix]))
         for (why, suffix), count in counts.most_common()
     ]
+    return found, complete
 
 
 def _why(corpus: Corpus, path: str) -> str:

@@ -136,14 +136,17 @@ def test_hostile_names_become_lines(tmp_path: Path) -> None:
 
 def test_time_that_is_up_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layout = str(write_layout(tmp_path / "x.yaml"))
-    root = touch(tmp_path / "root", *(f"{song}/k.wav" for song in "abc"), "d/e.txt")
+    root = touch(tmp_path / "root", *(f"{song}/k.wav" for song in "abc"), *(f"d/{number}.txt" for number in range(9)))
     clock = iter(range(10**6))
     monkeypatch.setattr(checks.time, "monotonic", lambda: float(next(clock)))
     found = check(layout, root, seconds=1.5)
     assert (found.complete, sum(found.subsets.values()), found.leftover) == (False, 2, ())
     assert "--seconds 0" in summary(found)
+    found = check(layout, root, seconds=7)
+    assert (found.complete, sum(found.subsets.values())) == (False, 4), "all songs"
+    assert [leftover.files for leftover in found.leftover] == [4], "and some leftovers"
     found = check(layout, root, seconds=0)
-    assert (found.complete, sum(found.subsets.values()), len(found.leftover)) == (True, 4, 1)
+    assert (found.complete, sum(found.subsets.values()), found.leftover[0].files) == (True, 4, 9)
 
 
 def test_files_left_for_one_reason_are_one_line(tmp_path: Path) -> None:
