@@ -37,7 +37,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from manifests.corpora.base import AUDIO_SUFFIXES, SongListing, StemListing, list_files, read_mapping
-from manifests.corpora.patterns import fill, find, matcher, names_in, values_for
+from manifests.corpora.patterns import Found, fill, find, matcher, names_in, values_for
 from manifests.corpora.works import work
 from manifests.errors import CorpusError
 from manifests.songs import SUBSETS, Problem
@@ -103,13 +103,15 @@ class FolderLayout:
         """
         kind = "file" if self.song_is_file else "folder"
         listings, others = [], []
-        for path, matches in find(root, self.song, self.ignores, files=self.song_is_file):
-            if matches and (match := matcher(self.song).fullmatch(path)):
+        for path, found in find(root, self.song, self.ignores, files=self.song_is_file):
+            if found is Found.OUTSIDE:
+                listings.append(self._outside(path))
+            elif found is Found.MATCH and (match := matcher(self.song).fullmatch(path)):
                 listings.append(self._song(root, path, match.groupdict()))
             else:
                 others.append(path)
         if not listings:
-            raise CorpusError(f"{root}: no {kind} matches {self.song!r} of layout {self.name}")
+            raise CorpusError(f"{root}: no {kind} matches {self.song!r}, as layout {self.name} expected")
         if self.stems and not any(listing.stems for listing in listings):
             patterns = " or ".join(map(repr, self.stems))
             raise CorpusError(f"{root}: no file matches {patterns} of layout {self.name} ({len(listings)} folders)")
@@ -148,6 +150,11 @@ class FolderLayout:
             extra=({"notes": note} if note else {}) | ({"leftover": leftover} if leftover else {}),
         )
 
+    def _outside(self, song: str) -> SongListing:
+        """The row of a folder, or of one above those of songs, that is not looked into."""
+        problem = Problem(code="outside_root", detail=f"the folder {song}")
+        return SongListing(song=song, subset=self.subset, stems=(), license=self.license, problems=(problem,))
+
     def _stem_files(
         self,
         root: Path,
@@ -160,7 +167,8 @@ class FolderLayout:
         """The files of a song's folder that a stem pattern takes; others are added to ``leftover``."""
         stems = []
         matchers = [matcher(pattern, values_for(pattern, values)) for pattern in self.stems]
-        for name in list_files(root / folder, "", max(pattern.count("/") for pattern in self.stems), problems):
+        depth = max(pattern.count("/") for pattern in self.stems)
+        for name in list_files(root / folder, "", depth, problems, root):
             if f"{folder}/{name}" == mixture or self.ignores(name):
                 continue
             match = next((match for each in matchers if (match := each.fullmatch(name))), None)

@@ -60,9 +60,9 @@ def _listed(root: Path, subset: str) -> list[str]:
     if not os.path.lexists(root / name):
         return []
     try:
-        if inside(root, name) is None:
-            raise ValueError("a link that leaves the root")
-        rows = [line.split("\t") for line in (root / name).read_text(encoding="utf-8").splitlines()[1:]]
+        if (path := inside(root, name)) is None or not path.is_file():
+            raise ValueError("no file, or a link that leaves the root")
+        rows = [line.split("\t") for line in path.read_text(encoding="utf-8").splitlines()[1:]]
         return [row[3].removesuffix(".mp3") for row in rows if row != [""]]
     except (OSError, ValueError, IndexError) as error:
         raise CorpusError(f"{root / name}: not the list of a split ({' '.join(str(error).split())})") from None

@@ -42,7 +42,7 @@ class Musdb18:
         )
         twins = {name: twin for twin, name in in_medleydb().items()}
         for listing in layout.songs(root):
-            twin = twins.get(listing.song.split("/", 1)[1])
+            twin = twins.get(listing.song.rsplit("/", 1)[-1])
             yield replace(listing, extra=listing.extra | ({"medleydb": twin} if twin else {}))
 
 

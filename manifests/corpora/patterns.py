@@ -3,10 +3,11 @@
 import os
 import re
 from collections.abc import Callable, Iterator
+from enum import Enum, auto
 from functools import lru_cache
 from pathlib import Path
 
-from manifests.corpora.base import list_folders
+from manifests.corpora.base import leaves, list_folders
 from manifests.errors import CorpusError
 
 _FIELD = re.compile(r"\{(\w+)\}")
@@ -39,34 +40,45 @@ def matcher(pattern: str, values: tuple[tuple[str, str], ...] = ()) -> re.Patter
     return re.compile(out)
 
 
-def find(root: Path, pattern: str, skips: Callable[[str], bool], *, files: bool) -> Iterator[tuple[str, bool]]:
-    """Folders (or files) below ``root`` that match ``pattern``, in the order of their paths, each with True.
+class Found(Enum):
+    """What a path below the root is to a pattern."""
 
-    What matches no component of the pattern is not gone into, and comes with False. Hidden names and paths that
-    ``skips`` is true of are left out. Raises CorpusError when a folder cannot be listed.
+    MATCH = auto()
+    OTHER = auto()
+    OUTSIDE = auto()
+    """It matches as far as it goes, but is a link that leaves the root; what is behind it is not looked at."""
+
+
+def find(root: Path, pattern: str, skips: Callable[[str], bool], *, files: bool) -> Iterator[tuple[str, Found]]:
+    """Folders (or files) below ``root`` and what they are to ``pattern``, in the order of their paths.
+
+    What does not match its component of the pattern is not gone into. Hidden names and paths that ``skips`` is true of
+    are left out. Raises CorpusError when a folder cannot be listed.
     """
 
-    def below(prefix: str, components: list[str]) -> Iterator[tuple[str, bool]]:
+    def below(prefix: str, components: list[str]) -> Iterator[tuple[str, Found]]:
         here, rest = components[0], components[1:]
         for name in _children(root / prefix, files=files and not rest):
             path = prefix + name
             if skips(path):
                 continue
             if not matcher(here).fullmatch(name):
-                yield path, False
+                yield path, Found.OTHER
+            elif (rest or not files) and leaves(root, root / path):
+                yield path, Found.OUTSIDE
             elif rest:
                 yield from below(f"{path}/", rest)
             else:
-                yield path, True
+                yield path, Found.MATCH
 
     yield from below("", pattern.split("/"))
 
 
 def _children(folder: Path, *, files: bool) -> list[str]:
+    """Names of folders; or, where files are looked for, of everything: a folder called as a file is a file's defect."""
     try:
         if not files:
             return [child.name for child in list_folders(folder)]
-        names = sorted(os.listdir(folder))
+        return sorted(name for name in os.listdir(folder) if name[0] != ".")
     except OSError as error:
         raise CorpusError(f"{folder}: cannot be listed ({error.strerror})") from None
-    return [name for name in names if name[0] != "." and not os.path.isdir(folder / name)]

@@ -75,15 +75,17 @@ def test_mtg_jamendo_without_lists_is_all_train(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("text", [b"TRACK_ID\nonly one column\n", b"\xff\xfe", None])
-def test_mtg_jamendo_refuses_a_list_that_is_none(text: bytes | None, tmp_path: Path) -> None:
+@pytest.mark.parametrize("text", [b"TRACK_ID\nonly one column\n", b"\xff\xfe", "link", "pipe"])
+def test_mtg_jamendo_refuses_a_list_that_is_none(text: bytes | str, tmp_path: Path) -> None:
     root = make_tree("mtg-jamendo", tmp_path / "root")
     path = root / "data/splits/split-0/autotagging-test.tsv"
     path.unlink()
-    if text is None:
+    if text == "pipe":
+        os.mkfifo(path)
+    elif text == "link":
         (tmp_path / "outside.tsv").write_text("x\ta\tb\t00/1.mp3\n")
         path.symlink_to(tmp_path / "outside.tsv")
-    else:
+    elif isinstance(text, bytes):
         path.write_bytes(text)
     refused(lambda: listed("mtg-jamendo", root), str(path), "not the list of a split")
 
@@ -104,14 +106,14 @@ def test_a_layout_with_channels(tmp_path: Path, caplog: pytest.LogCaptureFixture
     layout = str(write_layout(tmp_path / "x.yaml", **CHANNELS, mixture="{song}.wav", ignore=["*.txt"]))
     root = touch(tmp_path / "root", "a.wav", "b.c.wav", ".hidden.wav", "notes.txt", "c.flac", "d.wav/e.wav")
     songs = listed(layout, root)
-    assert sorted(songs) == ["a", "b.c"]
+    assert sorted(songs) == ["a", "b.c", "d"], "d.wav is a folder, which the scan says"
     assert [(stem.stem_id, stem.path, stem.channel, stem.instrument) for stem in songs["b.c"].stems] == [
         ("piano", "b.c.wav", 0, None),
         ("weird", "b.c.wav", 1, "cello"),
     ]
     assert songs["a"].mixture == "a.wav"
     assert "1 files do not match '{song}.wav', such as 'c.flac'" in caplog.text
-    (song, _) = list_units([(layout, root)])
+    (song, *_) = list_units([(layout, root)])
     assert [(stem.channel, stem.instrument) for stem in song.stems] == [(0, "piano"), (1, "cello")]
 
 
@@ -143,6 +145,30 @@ def test_a_broken_link_is_a_song_and_a_mixture_that_the_scan_finds_missing(tmp_p
     out = tmp_path / "songs.parquet"
     found = scan([(layout, tmp_path / "root")], out, runner=RunnerConfig(runner="local"))
     assert found.problems == {"mixture_only": 1, "mixture_unreadable": 1}
+
+
+def test_a_link_out_of_the_root_is_a_row_and_not_gone_into(tmp_path: Path) -> None:
+    outside = touch(tmp_path / "outside", "a.mp3", "b/a.mp3").resolve()
+    layout = str(write_layout(tmp_path / "x.yaml", song="{folder}/{song}.mp3", stems=[], mixture="{song}.mp3"))
+    root = touch(tmp_path / "root", "in/a.mp3")
+    (root / "out").symlink_to(outside)
+    (root / "in/b.mp3").symlink_to(outside / "a.mp3")
+    (root / "in/c.mp3").symlink_to(outside / "b")
+    songs = listed(layout, root)
+    assert sorted(songs) == ["in/a", "in/b", "in/c", "out"]
+    assert codes(songs["out"]) == [("outside_root", None)]
+    assert songs["in/b"].mixture == "in/b.mp3"
+    layout = str(write_layout(tmp_path / "y.yaml", song="{song}"))
+    (tmp_path / "root2").mkdir()
+    (tmp_path / "root2/out").symlink_to(outside)
+    touch(tmp_path / "root2", "in/a.wav", "in/b.wav")
+    assert {song: codes(listing) for song, listing in listed(layout, tmp_path / "root2").items()} == {
+        "in": [],
+        "out": [("outside_root", None)],
+    }
+    (tmp_path / "root3").mkdir()
+    (tmp_path / "root3/train").symlink_to(outside)
+    assert codes(listed("musdb18", tmp_path / "root3")["train"]) == [("outside_root", None)]
 
 
 def test_folders_with_mixtures_only(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ def test_nothing_matched_still_shows_what_lies_there(tmp_path: Path) -> None:
     layout = str(write_layout(tmp_path / "x.yaml", song="songs/{song}"))
     root = touch(tmp_path / "root", "a/drums.wav", "a/bass.wav", "b/readme.md")
     found = check(layout, root)
-    assert found.error == f"{root}: no folder matches 'songs/{{song}}' of layout folders"
+    assert found.error == f"{root}: no folder matches 'songs/{{song}}', as layout folders expected"
     why = "does not match 'songs' of the song pattern 'songs/{song}'"
     assert found.leftover == (
         Leftover(why=why, suffix=".wav", files=2, example="a/bass.wav"),
