@@ -10,12 +10,14 @@ The mixture is a weighted sum of the stems, so that no residual is promised.
 Subsets: none of its own. The 46 songs of MUSDB18 are in the subset they have there, and their works are named; all
 others are in train.
 Defects: a "Main System" is a microphone before the whole ensemble: it holds every other stem, so that it is no stem
-here; it stands in ``extra`` as a capture. Flags are the words "yes" and "no". Bleed is told song by song. The metadata
-also describe songs that were never released.
+here; it stands in ``extra`` as a capture. So do stems that are not what their label says, by the errata of the corpus
+and by people who listened. Flags are the words "yes" and "no". Bleed is told song by song. The metadata also describe
+songs that were never released.
 """
 
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from manifests.corpora.base import (
     first_of_each,
     has_audio,
     list_names,
+    read_mapping,
     read_metadata,
 )
 from manifests.corpora.musdb18 import in_medleydb, musdb18hq
@@ -76,6 +79,7 @@ class MedleyDB:
         found = {
             "captures": {key: name for key, (name, label) in sorted(entries.items()) if label == _CAPTURE},
             "musdb18": twin,
+            "defects": _defects(song),
             "leftover": sorted({*files} - {name for name, _ in entries.values()}),
         }
         mixture = f"{path}/{song}_MIX.wav"
@@ -102,6 +106,20 @@ def _stem(
     if label is None:
         problems.append(Problem(code="unlabelled", stem_id=key, detail=f"{name}: no instrument"))
     return StemListing(stem_id=key, path=f"{folder}/{name}", label=label or "other")
+
+
+def _defects(song: str) -> dict[str, str]:
+    """What is known to be wrong: stem, or "song" for all of it -> words, several joined."""
+    found: dict[str, str] = {}
+    for words, songs in _published().items():
+        for key in songs[song] or ["song"] if song in songs else []:
+            found[key] = f"{found[key]}; {words}" if key in found else words
+    return found
+
+
+@cache
+def _published() -> dict[Any, Any]:
+    return read_mapping(Path(__file__).with_name("medleydb_defects.yaml"))
 
 
 def _is_song(folder: Path) -> bool:

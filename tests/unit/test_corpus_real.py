@@ -16,7 +16,7 @@ import yaml
 
 from manifests.corpora import SongListing
 from manifests.corpora.check import check
-from manifests.corpora.medleydb import _entries
+from manifests.corpora.medleydb import _entries, _published
 from manifests.corpora.musdb18 import musdb18hq
 from manifests.corpora.works import work
 from manifests.labels import UNMAPPED, lookup
@@ -155,6 +155,13 @@ def test_medleydb_takes_every_stem_of_every_released_song(tmp_path: Path) -> Non
     assert sum(len(listing.stems) for listing in found.values()) == 1284 - 50
     assert sum(listing.extra["has_bleed"] for listing in found.values()) == 28 + 52
     assert sum("musdb18" in listing.extra for listing in found.values()) == 46
+    for song, defects in ((song, listing.extra.get("defects", {})) for song, listing in found.items()):
+        assert {*defects} - {"song"} <= {*songs[song]}, song
+    assert {song for defects in _published().values() for song in defects} <= {*songs}
+    published = [yaml.safe_load(path.read_text()) for path in folder.glob("_mss-datasets/medleydb_overrides.yaml")]
+    for song, keys in published[0]["exclude_stems"].items():
+        assert all("not what" in found[song].extra["defects"][key] for key in keys), song
+    assert all("bleed" in found[song].extra["defects"]["song"] for song in published[0]["exclude_tracks"])
     checked = check("medleydb", tmp_path, seconds=0)
     assert checked.unmapped == {}
     assert len(checked.labels) == 83
