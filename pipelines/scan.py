@@ -44,7 +44,9 @@ _TOLERANCE_S = 0.1
 # What may be mended without a trace in a file's size or time: the song is measured again.
 _RETRIED = frozenset({"missing", "unreadable"})
 # Codes that come from listing a corpus, not from measuring its files.
-_LISTED = frozenset({"metadata", "excluded", "unknown_subset", "bad_name", "unlabelled", "no_audio", "unmapped_label"})
+_LISTED = frozenset(
+    {"metadata", "excluded", "unknown_subset", "mixture_only", "bad_name", "unlabelled", "no_audio", "unmapped_label"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -292,6 +294,8 @@ class _Measurer:
 
 
 def _song_problems(song: Song) -> list[Problem]:
+    if any(problem.code == "mixture_only" for problem in song.problems):
+        return []
     if not song.stems:
         return [Problem(code="no_stems", detail=_line(f"{song.root}: {song.song_id}"))]
     whole = any(effect(problem.code) is Effect.SONG for problem in song.problems)

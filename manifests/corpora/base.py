@@ -130,6 +130,11 @@ def first_of_each(items: Iterable[Item], name: Callable[[Item], str], root: Path
             yield item
 
 
+def leaves(root: Path, folder: Path) -> bool:
+    """Whether ``folder``, all above which is inside ``root``, is a link that leaves it."""
+    return folder.is_symlink() and inside(root, folder.relative_to(root).as_posix()) is None
+
+
 def has_audio(root: Path, path: str) -> bool:
     """Whether there is a file at ``path``. One that would leave the root is the scan's business, and has."""
     try:
@@ -140,14 +145,25 @@ def has_audio(root: Path, path: str) -> bool:
     return place is None or os.path.exists(place)
 
 
-def list_folders(folder: Path) -> list[Path]:
-    """Folders in ``folder`` and links to such, sorted; hidden ones are left out. Raises OSError."""
+def list_folders(folder: Path, root: Path | None = None) -> list[Path]:
+    """Folders in ``folder`` and links to such, sorted; hidden ones are left out.
+
+    Raises OSError, also if ``folder`` leaves ``root``.
+    """
+    if root and leaves(root, folder):
+        raise OSError(None, "a link that leaves the root", str(folder))
     return [folder / name for name in sorted(os.listdir(folder)) if name[0] != "." and os.path.isdir(folder / name)]
 
 
-def list_names(folder: Path, problems: list[Problem]) -> list[str]:
-    """Names in a folder of a song, sorted; none if it is missing. A problem is added if it cannot be listed."""
+def list_names(folder: Path, problems: list[Problem], root: Path | None = None) -> list[str]:
+    """Names in a folder of a song, sorted; none if it is missing.
+
+    A problem is added if it cannot be listed, or if it leaves ``root``.
+    """
     try:
+        if root and inside(root, folder.relative_to(root).as_posix()) is None:
+            problems.append(Problem(code="outside_root", detail=f"the folder {folder.name}"))
+            return []
         return sorted(os.listdir(folder))
     except FileNotFoundError:
         return []
@@ -156,11 +172,13 @@ def list_names(folder: Path, problems: list[Problem]) -> list[str]:
         return []
 
 
-def list_files(folder: Path, prefix: str, depth: int, problems: list[Problem]) -> Iterator[str]:
+def list_files(
+    folder: Path, prefix: str, depth: int, problems: list[Problem], root: Path | None = None
+) -> Iterator[str]:
     """Names below ``folder`` of files, and of folders that are hidden, links or too deep for any pattern."""
-    for name in list_names(folder, problems):
+    for name in list_names(folder, problems, root):
         path = folder / name
         if depth and name[0] != "." and os.path.isdir(path) and not os.path.islink(path):
-            yield from list_files(path, f"{prefix}{name}/", depth - 1, problems)
+            yield from list_files(path, f"{prefix}{name}/", depth - 1, problems, root)
         else:
             yield prefix + name
