@@ -112,7 +112,7 @@ class FolderLayout:
                 others.append(path)
         if not listings:
             raise CorpusError(f"{root}: no {kind} matches {self.song!r}, as layout {self.name} expected")
-        if self.stems and not any(listing.stems for listing in listings):
+        if self.stems and not any(listing.stems or _unseen(listing) for listing in listings):
             patterns = " or ".join(map(repr, self.stems))
             raise CorpusError(f"{root}: no file matches {patterns} of layout {self.name} ({len(listings)} folders)")
         if others:
@@ -250,6 +250,11 @@ class FolderLayout:
                 yield f"{key}: a label stands there twice"
             if any(index < 0 for index in labels):
                 yield f"{key} are counted from 0"
+
+
+def _unseen(listing: SongListing) -> bool:
+    """Whether the song may hold stems, for not all of its folder could be looked into."""
+    return any(problem.code in ("outside_root", "unreadable") for problem in listing.problems)
 
 
 def _literal_end(pattern: str) -> str:

@@ -166,6 +166,8 @@ def test_a_link_out_of_the_root_is_a_row_and_not_gone_into(tmp_path: Path) -> No
         "in": [],
         "out": [("outside_root", None)],
     }
+    (tmp_path / "root2/in").rename(tmp_path / "away")
+    assert codes(listed(layout, tmp_path / "root2")["out"]) == [("outside_root", None)], "a row, though it is the only"
     (tmp_path / "root3").mkdir()
     (tmp_path / "root3/train").symlink_to(outside)
     assert codes(listed("musdb18", tmp_path / "root3")["train"]) == [("outside_root", None)]
