@@ -3,10 +3,13 @@
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from manifests.errors import ConfigError
 
 TEMPORARY_PREFIX = ".tmp-"
 
@@ -27,6 +30,16 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         sync_folder(final.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Make ``folder`` and try to write there, before hours of work are put into it. Raises ConfigError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"{folder}: cannot be written ({error.strerror}); choose another folder") from None
 
 
 def sync_folder(folder: Path) -> None:

@@ -127,14 +127,33 @@ def _scan(arguments: Sequence[str]) -> int:
 
 
 def _corpus(arguments: Sequence[str]) -> int:
-    from manifests.corpora import corpus_names, get_corpus
+    from manifests.corpora.check import check, describe, describe_all, summary
 
-    parser = _parser("corpus", "mgeldm corpus list")
-    parser.add_argument("action", choices=["list"], help="list the corpora that `scan` knows by name")
+    parser = _parser("corpus", "mgeldm corpus check my-layout.yaml /data/mine")
+    parser.add_argument(
+        "action",
+        choices=["list", "show", "check"],
+        help="list the corpora that `scan` knows by name; show the layout of one; check what it takes of a folder",
+    )
+    parser.add_argument("corpus", nargs="?", help="corpus name or layout YAML, for show and check")
+    parser.add_argument("root", nargs="?", type=Path, help="folder of the corpus, for check")
+    parser.add_argument("--seconds", type=float, default=1.0, help="check no longer than this; 0: to the end")
     parsed = parser.parse_args(list(arguments))
-    corpora = {name: get_corpus(name) for name in corpus_names()}
-    _show({name: f"{corpus.license}; {corpus.citation}" for name, corpus in corpora.items()}, parsed.json)
-    return OK
+    words = [word for word in (parsed.corpus, parsed.root) if word is not None]
+    if len(words) != (expected := ["list", "show", "check"].index(parsed.action)):
+        raise ConfigError(f"{parsed.action} takes {['nothing', 'CORPUS', 'CORPUS and ROOT'][expected]} after it")
+    if parsed.action == "list":
+        _show(describe_all(), parsed.json)
+        return OK
+    if parsed.action == "show":
+        found = asdict(describe(parsed.corpus))
+        layout = "" if parsed.json else found.pop("layout")
+        _show(found, parsed.json)
+        print(f"\n{layout}" if layout else "", end="\n" if layout else "")
+        return OK
+    checked = check(parsed.corpus, parsed.root, seconds=parsed.seconds)
+    print(json.dumps(asdict(checked)) if parsed.json else summary(checked))
+    return FAILED_ITEMS if checked.failed else OK
 
 
 def _split(arguments: Sequence[str]) -> int:
@@ -324,7 +343,7 @@ def _demo(arguments: Sequence[str]) -> int:
 
 COMMANDS: dict[str, tuple[str, Command]] = {
     "demo": ("The whole road on two small corpora, with a report page", _demo),
-    "corpus": ("The corpora that scan knows by name", _corpus),
+    "corpus": ("The corpora that scan knows, their layouts, and what of a folder a layout takes", _corpus),
     "scan": ("Corpora on disk to a measured manifest, songs.parquet", _scan),
     "split": ("Manifest to a plan of windows and splits, splits.parquet", _split),
     "encode": ("Plan to WebDataset shards of latents and embeddings", _encode),

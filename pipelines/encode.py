@@ -1,7 +1,6 @@
 """encode: `splits.parquet` -> WebDataset shards, index and card. Each song is decoded once, each window sealed once."""
 
 import logging
-import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from manifests.errors import ConfigError, ManifestError, PromptError
+from manifests.atomic import check_writable
+from manifests.errors import ManifestError, PromptError
 from manifests.shards import (
     CARD_FILE,
     PROMPTS_FILE,
@@ -90,7 +90,7 @@ def encode(
     plan, by_id = read_splits(splits), _songs_by_id(songs)
     windows = _windows_by_song(plan, by_id, splits, songs)
     encoder = encoder_identity(config, load_codec(config.codec), load_embedder(config.embedder))
-    _check_writable(out)
+    check_writable(out / SHARDS_FOLDER)
     known = read_units(out)
     units = assign_units(known, windows, by_id, config.windows_per_shard)
     if len(units) > len(known):
@@ -257,15 +257,6 @@ def _waiting(works: Sequence[UnitWork], sealed: Iterable[Sidecar | None], config
 
 def _songs_by_id(path: Path) -> dict[str, Song]:
     return {song.song_id: song for song in read_songs(path)}
-
-
-def _check_writable(out: Path) -> None:
-    try:
-        (out / SHARDS_FOLDER).mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out / SHARDS_FOLDER):
-            pass
-    except OSError as error:
-        raise ConfigError(f"{out}: cannot be written ({error.strerror}); choose another folder") from None
 
 
 def _windows_by_song(

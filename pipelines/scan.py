@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from manifests.atomic import canonical_json, content_hash
+from manifests.atomic import canonical_json, check_writable, content_hash
 from manifests.corpora import Corpus, SongListing, StemListing, get_corpus
 from manifests.errors import AudioError, CorpusError, ManifestError
 from manifests.labels import UNMAPPED, lookup
@@ -48,7 +48,8 @@ _RETRIED = frozenset({"missing", "unreadable", "changed"})
 _DETAIL_LENGTH = 500
 # Codes that come from listing a corpus, not from measuring its files.
 _LISTED = frozenset(
-    ["metadata", "excluded", "unknown_subset", "bad_name", "listed_twice", "unlabelled", "no_audio", "unmapped_label"]
+    ["metadata", "excluded", "unknown_subset", "mixture_only", "bad_name", "listed_twice", "unlabelled", "no_audio"]
+    + ["unmapped_label"]
 )
 
 
@@ -89,10 +90,12 @@ def scan(
     Raises:
         CorpusError: a source is no such corpus.
         ManifestError: two songs share an id, or ``out`` exists and is no manifest.
+        ConfigError: ``out`` cannot be written.
     """
     config, runner = config or ScanConfig(), runner or RunnerConfig()
     begin = time.monotonic()
     listed = list_units(sources)
+    check_writable(out.parent)
     identity = content_hash({"config": asdict(config), "version": SONGS_VERSION})
     journal = out.with_name(out.name + ".journal")
     known = _known(out, journal, identity)
@@ -319,6 +322,8 @@ class _Measurer:
 
 
 def _song_problems(song: Song) -> list[Problem]:
+    if any(problem.code == "mixture_only" for problem in song.problems):
+        return []
     if not song.stems:
         return [Problem(code="no_stems", detail=_line(f"{song.root}: {song.song_id}"))]
     whole = any(effect(problem.code) is Effect.SONG for problem in song.problems)

@@ -5,12 +5,11 @@ time of the low frequencies; the VAE's divergence keeps the latents near a unit 
 after a warm-up and falls linearly to zero over the last part, so that a run may be prolonged.
 """
 
-import json
 import logging
-import shlex
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +23,13 @@ from manifests.songs import Song, read_songs
 from mgeldm.codec import AutoencoderCodec
 from mgeldm.codec.autoencoder import oobleck_config, save_codec
 from mgeldm.codec.quietly import quietly
+from mgeldm.devices import choose_device
 from mgeldm.progress import progress
 from training.ahead import load_ahead
 from training.codec_card import EvaluationConfig, evaluate_codec, write_card
 from training.codec_init import initialise
 from training.ema import WeightAverage
+from training.flags import flags_of
 from training.run_files import METRICS_FILE, STATE_FILE, Metrics, check_finite, load_state, save_state
 from training.waveforms import CropConfig, Crops
 
@@ -38,6 +39,8 @@ LOG_EVERY = 20
 """Steps between lines of metrics.jsonl."""
 RECENT = 100
 """Steps that the losses told are means of."""
+MACHINE = ("threads", "readers", "device")
+"""Options that say where and how fast to train, not what."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +71,10 @@ class CodecTrainConfig:
     """Steps between checkpoints."""
     threads: int = 0
     """CPU threads of the network; 0: torch's choice."""
+    readers: int = 1
+    """Threads that read audio ahead; they change nothing but speed."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
     seed: int = 0
     """Seed of the initial weights, the crops and the VAE's noise."""
     crops: CropConfig = field(default_factory=CropConfig)
@@ -75,8 +82,8 @@ class CodecTrainConfig:
     """What the finished codec is measured on for its card."""
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch, self.channels, self.save_every) < 1:
-            raise ConfigError("steps, batch, channels and save_every must be at least 1")
+        if min(self.steps, self.batch, self.channels, self.save_every, self.readers) < 1:
+            raise ConfigError("steps, batch, channels, save_every and readers must be at least 1")
         if not 0 <= self.cooldown <= 1:
             raise ConfigError(f"cooldown {self.cooldown} is a share of the steps, between 0 and 1")
 
@@ -127,7 +134,7 @@ class CodecLoss(nn.Module):
             "kl": (mean.square() + variance - variance.log() - 1).sum(1).mean(),
         }
         weights = {"spectral": 1.0, "mel": self.config.mel, "wave": self.config.wave, "kl": self.config.kl}
-        return {"total": sum((weights[name] * value for name, value in parts.items()), torch.zeros(())), **parts}
+        return {"total": sum((weights[name] * value for name, value in parts.items()), wave.new_zeros(())), **parts}
 
 
 def train_codec(songs: Path, out: Path, *, config: CodecTrainConfig | None = None) -> dict[str, float]:
@@ -175,7 +182,7 @@ def _finish(out: Path, config: CodecTrainConfig, manifest: list[Song], heard: li
     """Measure the codec as it was saved and write its card; returns the figures."""
     codec = AutoencoderCodec.load(out)
     figures = evaluate_codec(codec, manifest, config.evaluation)
-    command = f"mgeldm train-codec SONGS --out DIR{_flags(config)}"
+    command = f"mgeldm train-codec SONGS --out DIR{flags_of(config, MACHINE)}"
     training = f"{config.steps} steps of {config.batch} crops of {config.crops.seconds} s."
     used = [song for song in heard if len(song.usable_stems) > 1]
     write_card(out, codec, figures, used, command=command, training=training)
@@ -185,47 +192,37 @@ def _finish(out: Path, config: CodecTrainConfig, manifest: list[Song], heard: li
     }
 
 
-def _flags(config: Any, prefix: str = "") -> str:
-    """Command-line flags of what differs from the default configuration, but for the machine's threads."""
-    flags, default = "", type(config)()
-    for entry in fields(config):
-        name, value = entry.name, getattr(config, entry.name)
-        if is_dataclass(value):
-            flags += _flags(value, f"{prefix}{name}.")
-        elif value != getattr(default, name) and name != "threads":
-            text = json.dumps(value) if isinstance(value, tuple) else str(value)
-            flags += f" --{prefix}{name} {shlex.quote(text)}"
-    return flags
-
-
 class _Run:
     """Network, optimiser and position of one training run."""
 
     def __init__(self, config: CodecTrainConfig, songs: list[Song], out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         self.config, self.out, self.step = config, out, 0
+        self.device = choose_device(config.device)
         # A generator of its own, since layers draw their first weights from the global one.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.codec = AutoencoderCodec(oobleck_config(channels=config.channels))
             initialise(self.codec.network, self.codec.spec.latent_channels)
+        self.codec.to(self.device)
         self.average = WeightAverage(self.codec.network, config.ema)
-        self.loss = CodecLoss(config, self.codec.spec.sample_rate)
+        self.loss = CodecLoss(config, self.codec.spec.sample_rate).to(self.device)
         self.optimizer = torch.optim.AdamW(
             self.codec.parameters(), lr=config.learning_rate, betas=(0.8, 0.99), weight_decay=1e-3, fused=True
         )
         self.crops = Crops(songs, self.codec.spec.sample_rate, config.crops, config.seed)
 
     def batches(self) -> Generator[torch.Tensor, None, None]:
-        """Batches ``[B, 1, T]`` of the steps from the present one on, decoded ahead by a thread."""
+        """Batches ``[B, 1, T]`` of the steps from the present one on, decoded ahead by threads."""
         hop, size = self.codec.spec.hop, self.config.batch
+        with ThreadPoolExecutor(self.config.readers) as readers:
 
-        def load(step: int) -> torch.Tensor:
-            waves = [self.crops(step * size + index).wave for index in range(size)]
-            wave = torch.from_numpy(np.stack(waves))
-            return wave[..., : wave.shape[-1] // hop * hop]
+            def load(step: int) -> torch.Tensor:
+                crops = readers.map(self.crops, range(step * size, (step + 1) * size))
+                wave = torch.from_numpy(np.stack([crop.wave for crop in crops]))
+                return wave[..., : wave.shape[-1] // hop * hop]
 
-        return load_ahead(load, range(self.step, self.config.steps))
+            yield from load_ahead(load, range(self.step, self.config.steps))
 
     def forward(self, wave: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Decoded wave, posterior mean and deviation, for VAE noise ``[B, C, L]``."""
@@ -240,7 +237,8 @@ class _Run:
             int(np.random.SeedSequence([self.config.seed, self.step]).generate_state(1)[0])
         )
         noise = torch.randn(wave.shape[0], spec.latent_channels, wave.shape[-1] // spec.hop, generator=generator)
-        losses = self.loss(wave, *self.forward(wave, noise))
+        wave = wave.to(self.device)
+        losses = self.loss(wave, *self.forward(wave, noise.to(self.device)))
         self.optimizer.zero_grad()
         losses["total"].backward()
         norm = nn.utils.clip_grad_norm_(self.codec.parameters(), 50.0).item()
@@ -267,7 +265,7 @@ class _Run:
     def resume(self) -> None:
         """Take up the state in the run's folder, if there is one."""
         path = self.out / STATE_FILE
-        state = load_state(path)
+        state = load_state(path, self.device)
         if state is None:
             return
         if state.get("config") != self._identity():

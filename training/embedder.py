@@ -6,12 +6,11 @@ manifest's and the vocabulary's.
 """
 
 import itertools
-import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +19,24 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from manifests.atomic import atomic_path, content_hash, write_bytes
+from manifests.atomic import content_hash, write_bytes
 from manifests.errors import CheckpointError, ConfigError
 from manifests.labels import vocabulary
 from manifests.songs import Song, read_songs
+from mgeldm.devices import choose_device
 from mgeldm.embedder import DualConfig, DualEncoder
 from mgeldm.embedder.dual import GLUE, tokens
 from mgeldm.progress import progress
+from training.flags import flags_of
 from training.retrieval import retrieval
+from training.run_files import METRICS_FILE, STATE_FILE, Metrics, load_state, save_state
 from training.scenes import Example, SceneConfig, Scenes
 
 logger = logging.getLogger(__name__)
 
-STATE_FILE = "last/state.pt"
-METRICS_FILE = "metrics.jsonl"
 METRICS_EVERY = 10
+MACHINE = ("threads", "readers", "device")
+"""Options that say where and how fast to train, not what."""
 MAX_SCALE = 100.0
 """Largest inverse temperature (CLIP's)."""
 
@@ -92,6 +94,8 @@ class EmbedderTrainConfig:
     """CPU threads of the network; 0: torch's choice."""
     readers: int = 2
     """Threads that read audio ahead; they change nothing but speed."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
     seed: int = 0
     """Seed of the initial weights and the scenes."""
     scenes: SceneConfig = field(default_factory=SceneConfig)
@@ -125,21 +129,24 @@ def train_embedder(songs: Path, out: Path, *, config: EmbedderTrainConfig | None
     heard = [song for song in manifest if song.subset == "train"]
     run = _Run(config, heard, out)
     run.resume()
-    with progress(config.steps, "train-embedder", "steps", initial=run.step) as bar:
+    with (
+        progress(config.steps, "train-embedder", "steps", initial=run.step) as bar,
+        Metrics(out / METRICS_FILE, run.step) as metrics,
+    ):
         for examples in run.batches():
-            metrics = run.train_step(examples)
-            bar.set_postfix({name: f"{value:.3g}" for name, value in metrics.items()}, refresh=False)
+            figures = run.train_step(examples)
+            bar.set_postfix({name: f"{value:.3g}" for name, value in figures.items()}, refresh=False)
             bar.update()
             if run.step % METRICS_EVERY == 0:
-                run.log(metrics)
+                metrics.write(run.step, figures)
             if run.step % config.save_every == 0 or run.step == config.steps:
                 run.save()
     run.encoder.save(out)
     encoder = DualEncoder.load(out)
     unheard = [song for song in manifest if song.subset != "train"]
-    figures = retrieval(encoder, unheard, encoder.config.instruments)
-    write_bytes(out / "README.md", model_card(encoder, config, heard, figures).encode())
-    return figures
+    found = retrieval(encoder, unheard, encoder.config.instruments)
+    write_bytes(out / "README.md", model_card(encoder, config, heard, found).encode())
+    return found
 
 
 def model_card(
@@ -169,21 +176,9 @@ def model_card(
         steps=config.steps,
         batch=config.batch,
         rows="\n".join(rows),
-        flags=_flags(config),
+        flags=flags_of(config, MACHINE),
         identity=encoder.identity,
     )
-
-
-def _flags(config: EmbedderTrainConfig | SceneConfig, prefix: str = "") -> str:
-    """Command-line flags of what differs from the default configuration."""
-    flags, default = "", type(config)()
-    for name in (f.name for f in fields(config)):
-        value = getattr(config, name)
-        if isinstance(value, SceneConfig):
-            flags += _flags(value, f"{prefix}{name}.")
-        elif value != getattr(default, name):
-            flags += f" --{prefix}{name} {value}"
-    return flags
 
 
 def known_words(songs: Sequence[Song]) -> tuple[str, ...]:
@@ -238,13 +233,14 @@ class _Run:
 
     def __init__(self, config: EmbedderTrainConfig, songs: list[Song], out: Path) -> None:
         self.config, self.out, self.step = config, out, 0
+        self.device = choose_device(config.device)
         instruments = sorted({stem.instrument for song in songs for stem in song.usable_stems})
         shape = DualConfig(words=known_words(songs), instruments=tuple(instruments), dim=config.dim)
         # A generator of its own, since layers draw their first weights from the global one.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            self.encoder = DualEncoder(shape)
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(config.temperature)))
+            self.encoder = DualEncoder(shape).to(self.device)
+        self.log_scale = nn.Parameter(torch.tensor(-math.log(config.temperature), device=self.device))
         self.scenes = Scenes(songs, self.encoder.spec, config.scenes, config.seed)
         plain = [p for p in self.encoder.parameters() if p.ndim < 2]
         groups: list[dict[str, Any]] = [
@@ -254,7 +250,7 @@ class _Run:
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
         self._identity = content_hash(
             {
-                "config": {k: v for k, v in asdict(config).items() if k not in ("save_every", "threads", "readers")},
+                "config": {k: v for k, v in asdict(config).items() if k not in (*MACHINE, "save_every")},
                 "songs": [[song.song_id, [stem.fingerprint for stem in song.usable_stems]] for song in songs],
                 "words": shape.words,
             }
@@ -280,8 +276,8 @@ class _Run:
 
     def train_step(self, examples: list[Example]) -> dict[str, float]:
         """One optimiser step; returns the loss, the share of sounds whose best text fits, and the scale."""
-        wave = torch.from_numpy(np.stack([example.wave for example in examples]))
-        positive = fits(examples)
+        wave = torch.from_numpy(np.stack([example.wave for example in examples])).to(self.device)
+        positive = fits(examples).to(self.device)
         audio = self.encoder.embed_audio(wave)
         text = self.encoder.embed_text([example.text for example in examples])
         scale = self.log_scale.exp()
@@ -299,11 +295,6 @@ class _Run:
         right = positive.gather(1, best).float().mean()
         return {"loss": loss.item(), "right": right.item(), "scale": scale.item()}
 
-    def log(self, metrics: dict[str, float]) -> None:
-        """Add a line to the metrics."""
-        with open(self.out / METRICS_FILE, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": self.step, **metrics}) + "\n")
-
     def save(self) -> None:
         """Write the state to resume from."""
         state = {
@@ -313,23 +304,19 @@ class _Run:
             "log_scale": self.log_scale.detach(),
             "optimizer": self.optimizer.state_dict(),
         }
-        with atomic_path(self.out / STATE_FILE) as temporary:
-            torch.save(state, temporary)
+        save_state(self.out / STATE_FILE, state)
 
     def resume(self) -> None:
-        """Take up the state in the run's folder, if there is one, and drop metrics of steps after it."""
-        path, metrics = self.out / STATE_FILE, self.out / METRICS_FILE
-        if path.exists():
-            state = torch.load(path, weights_only=True)
-            if state["identity"] != self._identity:
-                raise CheckpointError(f"{path}: of another configuration or other songs; use a new --out")
-            self.step = state["step"]
-            self.encoder.load_state_dict(state["encoder"])
-            with torch.no_grad():
-                self.log_scale.copy_(state["log_scale"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            logger.info("going on at step %d of %s", self.step, path)
-        if metrics.exists():
-            lines = metrics.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= self.step]
-            write_bytes(metrics, "".join(kept).encode())
+        """Take up the state in the run's folder, if there is one."""
+        path = self.out / STATE_FILE
+        state = load_state(path, self.device)
+        if state is None:
+            return
+        if state.get("identity") != self._identity:
+            raise CheckpointError(f"{path}: of another configuration or other songs; use a new --out")
+        self.step = state["step"]
+        self.encoder.load_state_dict(state["encoder"])
+        with torch.no_grad():
+            self.log_scale.copy_(state["log_scale"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        logger.info("going on at step %d of %s", self.step, path)

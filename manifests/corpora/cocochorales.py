@@ -5,7 +5,8 @@
         stems_MIDI/<part>_<instrument>.mid
         stems_audio/<part>_<instrument>.wav
 
-The number of a track says its subset, whichever folder it lies in: 1 to 192000, to 216000 and to 240000.
+Subsets: the number of a track says it, whichever folder it lies in: 1 to 192000, to 216000 and to 240000.
+Defects: parts of one instrument share a label.
 """
 
 import os
@@ -38,6 +39,7 @@ class CocoChorales:
             song=folder + "{ensemble}_track{number}",
             stems=("stems_audio/{part}_{label}.wav",),
             mixture="mix.wav",
+            residual_db=-20.0,
             ignore=("metadata.yaml", "mix.mid", "stems_MIDI/*"),
         )
         for listing in first_of_each(layout.songs(root), _track, root):

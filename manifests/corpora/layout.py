@@ -8,12 +8,23 @@ stems: ["{label}.wav", "*/{label}.flac"]
 mixture: mixture.wav               # optional, below the song folder; never a stem; "{root}/..." is below the root
 subset: train                      # for songs whose pattern has no {subset}
 subsets: {dev: validation, "A - B": test}   # a value of {subset} or a song -> train | validation | test
-ignore: ["*.json"]                 # known leftovers of a song, and known folders that are no song
+ignore: ["*.json"]                 # known leftovers of a song; below the root: what is no song, whatever it matches
 notes: {"A - B": hi-hat in the bass}        # what is known of a song; stands in its ``extra``
 labels: {"BGVOX ECHO": backing vocals}      # raw label -> instrument, where the vocabulary does not know
+residual_db: -30                   # the stems sum to the mixture, but for so much; left out: nobody says that they do
+works: {musdb18: "{song}"}         # what recording this is of, so that corpora which share songs are known to
 
-A {name} of the song pattern stands for its value in ``stems`` and ``mixture``: ``"{song}-{label}.wav"``.
+A {name} of the song pattern stands for its value in ``stems``, ``mixture`` and ``works``: ``"{song}-{label}.wav"``.
 Hidden files, and whatever else no pattern takes, stand in the song's ``extra`` as leftovers.
+
+A song pattern that ends as audio files do finds files: a song is one file, and ``mixture`` is below its folder.
+
+song: "Wavfile/{song}.wav"
+channels: {0: accompaniment, 1: vocals}     # which channel is which stem; or streams: {1: drums, ...} of a container
+mixture: "{song}.wav"              # that same file: the mean of its channels; or one of its streams:
+mixture_stream: 0
+
+``stems: []`` says that there are only mixtures.
 """
 
 import logging
@@ -22,18 +33,15 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
-from manifests.corpora.base import SongListing, StemListing, leaves, list_files, list_folders, read_mapping
+from manifests.corpora.base import AUDIO_SUFFIXES, SongListing, StemListing, list_files, read_mapping
+from manifests.corpora.patterns import Found, fill, find, matcher, names_in, values_for
+from manifests.corpora.works import work
 from manifests.errors import CorpusError
 from manifests.songs import SUBSETS, Problem
 
-_KEYS = frozenset(
-    ["name", "license", "citation", "song", "stems", "mixture", "subset", "subsets", "ignore", "notes", "labels"]
-)
-_FIELD = re.compile(r"\{(\w+)\}")
 _ROOT = "{root}/"
 
 logger = logging.getLogger(__name__)
@@ -41,41 +49,28 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FolderLayout:
-    """One folder a song, one file a stem, described by patterns."""
+    """One folder a song and one file a stem, or one file a song, described by patterns."""
 
     name: str
     license: str
     song: str
-    stems: tuple[str, ...]
+    stems: tuple[str, ...] = ()
+    channels: dict[int, str] = field(default_factory=dict)
+    streams: dict[int, str] = field(default_factory=dict)
     citation: str = ""
     mixture: str | None = None
+    mixture_stream: int | None = None
     subset: str = "train"
     subsets: dict[str, str] = field(default_factory=dict)
     ignore: tuple[str, ...] = ()
     notes: dict[str, str] = field(default_factory=dict)
     labels: dict[str, str] = field(default_factory=dict)
+    residual_db: float | None = None
+    works: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9_.-]+", self.name):
-            raise CorpusError(f"layout {self.name!r}: a name is letters, digits, '-', '_' and '.'")
-        for pattern in (self.song, *self.stems, *([self.mixture.removeprefix(_ROOT)] if self.mixture else [])):
-            if not {"", ".", ".."}.isdisjoint(pattern.split("/")):
-                raise CorpusError(f"layout {self.name}: {pattern!r} is no path below the root; no '/' ahead, no '..'")
-        for pattern in (self.song, *self.stems):
-            try:
-                _matcher(pattern)
-            except re.error as error:
-                raise CorpusError(f"layout {self.name}: the pattern {pattern!r} is wrong ({error})") from None
-        for pattern in self.stems:
-            if "label" not in _FIELD.findall(pattern):
-                raise CorpusError(f"layout {self.name}: the stem pattern {pattern!r} has no {{label}}")
-        known = {*_FIELD.findall(self.song)}
-        for name in _FIELD.findall((self.mixture or "").removeprefix(_ROOT)):
-            if name not in known:
-                raise CorpusError(f"layout {self.name}: mixture: the song pattern {self.song!r} has no {{{name}}}")
-        for subset in (self.subset, *self.subsets.values()):
-            if subset not in SUBSETS:
-                raise CorpusError(f"layout {self.name}: subset {subset!r} is none of {', '.join(SUBSETS)}")
+        if wrong := next(self._faults(), None):
+            raise CorpusError(f"layout {self.name}: {wrong}")
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -84,60 +79,72 @@ class FolderLayout:
             raw = read_mapping(path)
         except ValueError as error:
             raise CorpusError(f"layout {path}: {error}") from None
-        if unknown := sorted(str(key) for key in raw.keys() - _KEYS):
-            raise CorpusError(f"{path}: unknown key {', '.join(unknown)}; known: {', '.join(sorted(_KEYS))}")
-        if missing := [key for key in ("name", "license", "song", "stems") if not raw.get(key)]:
+        if unknown := sorted(str(key) for key in raw.keys() - _KINDS):
+            raise CorpusError(f"{path}: unknown key {', '.join(unknown)}; known: {', '.join(sorted(_KINDS))}")
+        if missing := [key for key in ("name", "license", "song") if not raw.get(key)]:
             raise CorpusError(f"{path}: {', '.join(missing)} missing")
-        return cls(**_typed(path, raw))
+        if raw.keys().isdisjoint(("stems", "channels", "streams")):
+            raise CorpusError(f"{path}: stems missing (or channels, or streams)")
+        try:
+            return cls(**{key: _KINDS[key](key, value) for key, value in raw.items() if value is not None})
+        except TypeError as error:
+            raise CorpusError(f"{path}: {error}") from None
+
+    @property
+    def song_is_file(self) -> bool:
+        """Whether the song pattern finds files, not folders."""
+        return self.song.lower().endswith(AUDIO_SUFFIXES)
 
     def songs(self, root: Path) -> Iterator[SongListing]:
         """List songs in the order of their paths.
 
         Raises:
-            CorpusError: no folder matches the song pattern, or none of those that do holds a stem.
+            CorpusError: nothing matches the song pattern, or nothing of what does holds a stem.
         """
-        matcher = _matcher(self.song)
+        kind = "file" if self.song_is_file else "folder"
         listings, others = [], []
-        for folder in _folders(root, root, self.song.count("/") + 1):
-            song = folder.relative_to(root).as_posix()
-            if leaves(root, folder) and not self._ignored(song):
-                listings.append(self._outside(song))
-            elif match := matcher.fullmatch(song):
-                listings.append(self._song(root, song, match.groupdict()))
-            elif not self._ignored(song):
-                others.append(song)
+        for path, found in find(root, self.song, self.ignores, files=self.song_is_file):
+            if found is Found.OUTSIDE:
+                listings.append(self._outside(path))
+            elif found is Found.MATCH and (match := matcher(self.song).fullmatch(path)):
+                listings.append(self._song(root, path, match.groupdict()))
+            else:
+                others.append(path)
         if not listings:
-            raise CorpusError(f"{root}: no folder matches {self.song!r} of layout {self.name}")
-        if not any(listing.stems or listing.problems for listing in listings):
+            raise CorpusError(f"{root}: no {kind} matches {self.song!r}, as layout {self.name} expected")
+        if self.stems and not any(listing.stems or _unseen(listing) for listing in listings):
             patterns = " or ".join(map(repr, self.stems))
             raise CorpusError(f"{root}: no file matches {patterns} of layout {self.name} ({len(listings)} folders)")
         if others:
-            logger.warning("%s: %d folders do not match %r, such as %r", root, len(others), self.song, others[0])
+            logger.warning("%s: %d %ss do not match %r, such as %r", root, len(others), kind, self.song, others[0])
         yield from listings
 
-    def _song(self, root: Path, song: str, fields: dict[str, str]) -> SongListing:
+    def ignores(self, path: str) -> bool:
+        """Whether ``path``, below a song or below the root, is a known leftover."""
+        return any(fnmatchcase(path, pattern) or fnmatchcase(f"{path}/", pattern) for pattern in self.ignore)
+
+    def _song(self, root: Path, path: str, values: dict[str, str]) -> SongListing:
         problems: list[Problem] = []
-        stems, leftover = [], []
-        matchers = [_matcher(pattern, _values(pattern, fields)) for pattern in self.stems]
-        mixture = self._mixture(song, fields)
-        depth = max(pattern.count("/") for pattern in self.stems)
-        for name in list_files(root / song, "", depth, problems, root):
-            if f"{song}/{name}" == mixture or self._ignored(name):
-                continue
-            match = next((m for matcher in matchers if (m := matcher.fullmatch(name))), None)
-            if match is None or any(part[0] == "." for part in name.split("/")):
-                leftover.append(name)
-                continue
-            label = match["label"]
-            stems.append(
-                StemListing(stem_id=name, path=f"{song}/{name}", label=label, instrument=self.labels.get(label))
-            )
+        leftover: list[str] = []
+        song, folder = path, path
+        if self.song_is_file:
+            song, folder = path.removesuffix(_literal_end(self.song)), path.rpartition("/")[0]
+        mixture = self._mixture(folder, values)
+        if self.stems:
+            stems = self._stem_files(root, folder, values, mixture, leftover, problems)
+        else:
+            stems = self._stems_within(path)
+        if not (self.stems or stems):
+            problems.append(Problem(code="mixture_only", detail=f"{self.name} has no stems"))
         note = self.notes.get(song) or self.notes.get(song.rsplit("/", 1)[-1])
         return SongListing(
             song=song,
-            subset=self._subset(song, fields.get("subset"), problems),
+            subset=self._subset(song, values.get("subset"), problems),
             stems=tuple(stems),
-            mixture=mixture if mixture and os.path.exists(root / mixture) else None,
+            mixture=mixture if mixture and os.path.lexists(root / mixture) else None,
+            mixture_stream=self.mixture_stream,
+            residual_db=self.residual_db,
+            works=tuple(work(collection, fill(pattern, values)) for collection, pattern in self.works.items()),
             license=self.license,
             problems=tuple(problems),
             extra=({"notes": note} if note else {}) | ({"leftover": leftover} if leftover else {}),
@@ -148,14 +155,49 @@ class FolderLayout:
         problem = Problem(code="outside_root", detail=f"the folder {song}")
         return SongListing(song=song, subset=self.subset, stems=(), license=self.license, problems=(problem,))
 
-    def _mixture(self, song: str, fields: dict[str, str]) -> str | None:
+    def _stem_files(
+        self,
+        root: Path,
+        folder: str,
+        values: dict[str, str],
+        mixture: str | None,
+        leftover: list[str],
+        problems: list[Problem],
+    ) -> list[StemListing]:
+        """The files of a song's folder that a stem pattern takes; others are added to ``leftover``."""
+        stems = []
+        matchers = [matcher(pattern, values_for(pattern, values)) for pattern in self.stems]
+        depth = max(pattern.count("/") for pattern in self.stems)
+        for name in list_files(root / folder, "", depth, problems, root):
+            if f"{folder}/{name}" == mixture or self.ignores(name):
+                continue
+            match = next((match for each in matchers if (match := each.fullmatch(name))), None)
+            if match is None or any(part[0] == "." for part in name.split("/")):
+                leftover.append(name)
+            else:
+                stems.append(self._stem(name, f"{folder}/{name}", match["label"]))
+        return stems
+
+    def _stems_within(self, path: str) -> list[StemListing]:
+        """The channels or streams of a song that is one file."""
+        channels = [self._stem(label, path, label, channel=index) for index, label in sorted(self.channels.items())]
+        return channels + [
+            self._stem(label, path, label, stream=index) for index, label in sorted(self.streams.items())
+        ]
+
+    def _stem(
+        self, stem_id: str, path: str, label: str, *, stream: int | None = None, channel: int | None = None
+    ) -> StemListing:
+        instrument = self.labels.get(label)
+        return StemListing(
+            stem_id=stem_id, path=path, label=label, stream=stream, channel=channel, instrument=instrument
+        )
+
+    def _mixture(self, folder: str, values: dict[str, str]) -> str | None:
         if not self.mixture:
             return None
-        folder = "" if self.mixture.startswith(_ROOT) else f"{song}/"
-        return folder + _FIELD.sub(lambda match: fields[match[1]], self.mixture.removeprefix(_ROOT))
-
-    def _ignored(self, path: str) -> bool:
-        return any(fnmatchcase(path, pattern) for pattern in self.ignore)
+        place = "" if self.mixture.startswith(_ROOT) or not folder else f"{folder}/"
+        return place + fill(self.mixture.removeprefix(_ROOT), values)
 
     def _subset(self, song: str, value: str | None, problems: list[Problem]) -> str:
         for key in (song, song.rsplit("/", 1)[-1], value):
@@ -168,64 +210,112 @@ class FolderLayout:
         problems.append(Problem(code="unknown_subset", detail=detail))
         return self.subset
 
+    def _faults(self) -> Iterator[str]:
+        """What is wrong with the values, each in words."""
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", self.name):
+            yield f"{self.name!r}: a name is letters, digits, '-', '_' and '.'"
+        mixture = (self.mixture or "").removeprefix(_ROOT)
+        for pattern in (self.song, *self.stems, *([mixture] if mixture else [])):
+            if not {"", ".", ".."}.isdisjoint(pattern.split("/")):
+                yield f"{pattern!r} is no path below the root; no '/' ahead, no '..'"
+        for pattern in (self.song, *self.stems):
+            try:
+                matcher(pattern)
+            except re.error as error:
+                yield f"the pattern {pattern!r} is wrong ({error})"
+        for pattern in self.stems:
+            if "label" not in names_in(pattern):
+                yield f"the stem pattern {pattern!r} has no {{label}}"
+        for key, pattern in (("mixture", mixture), *((f"works: {name}", text) for name, text in self.works.items())):
+            for name in {*names_in(pattern)} - {*names_in(self.song)}:
+                yield f"{key}: the song pattern {self.song!r} has no {{{name}}}"
+        for subset in (self.subset, *self.subsets.values()):
+            if subset not in SUBSETS:
+                yield f"subset {subset!r} is none of {', '.join(SUBSETS)}"
+        yield from self._faults_of_kind()
 
-def _folders(root: Path, folder: Path, depth: int) -> Iterator[Path]:
-    """Folders ``depth`` levels below ``folder``, and links above these that leave the root, in the order of paths."""
-    try:
-        children = list_folders(folder)
-    except OSError as error:
-        raise CorpusError(f"{folder}: cannot be listed ({error.strerror})") from None
-    for child in children:
-        if depth == 1 or leaves(root, child):
-            yield child
-        else:
-            yield from _folders(root, child, depth - 1)
+    def _faults_of_kind(self) -> Iterator[str]:
+        within = {"channels": self.channels, "streams": self.streams}
+        given = [key for key, value in [("stems", self.stems), *within.items()] if value]
+        if len(given) > 1:
+            yield f"{' and '.join(given)} exclude each other"
+        if not given and not self.mixture:
+            yield "stems missing (or channels, or streams); 'stems: []' needs a mixture"
+        if self.song_is_file and self.stems:
+            yield f"the song pattern {self.song!r} finds files, which have channels or streams, not stems"
+        for key, labels in within.items():
+            if labels and not self.song_is_file:
+                yield f"{key}: the song pattern {self.song!r} finds folders; let it end as the audio files do"
+            if len({*labels.values()}) < len(labels):
+                yield f"{key}: a label stands there twice"
+            if any(index < 0 for index in labels):
+                yield f"{key} are counted from 0"
 
 
-def _values(pattern: str, fields: dict[str, str]) -> tuple[tuple[str, str], ...]:
-    """What the song pattern found for the names in ``pattern``; a stem's label is its own."""
-    return tuple((name, fields[name]) for name in _FIELD.findall(pattern) if name in fields and name != "label")
+def _unseen(listing: SongListing) -> bool:
+    """Whether the song may hold stems, for not all of its folder could be looked into."""
+    return any(problem.code in ("outside_root", "unreadable") for problem in listing.problems)
 
 
-@lru_cache(maxsize=1024)
-def _matcher(pattern: str, values: tuple[tuple[str, str], ...] = ()) -> re.Pattern[str]:
-    """``{name}`` and ``*`` match within one path component, a name of ``values`` its value; the rest is literal."""
-    known, out = dict(values), ""
-    for part in re.split(r"(\{\w+\}|\*)", pattern):
-        if (name := _FIELD.fullmatch(part)) and name[1] in known:
-            out += re.escape(known[name[1]])
-        else:
-            out += f"(?P<{name[1]}>[^/]+?)" if name else "[^/]*" if part == "*" else re.escape(part)
-    return re.compile(out)
+def _literal_end(pattern: str) -> str:
+    """What follows the last ``{name}`` or ``*`` of a pattern."""
+    return re.split(r"[}*]", pattern)[-1]
 
 
-def _typed(path: Path, raw: dict[Any, Any]) -> dict[str, Any]:
-    """Check the types of a layout's values and bring them to the fields' types."""
+# Each brings a value of the YAML file to the type of the field. Raises TypeError.
 
-    def text(key: str, value: Any) -> str:
-        if not isinstance(value, str | int | float):
-            raise CorpusError(f"{path}: {key} is a text, not {type(value).__name__}")
-        return str(value)
 
-    def texts(key: str) -> tuple[str, ...]:
-        value = raw.get(key) or []
-        return tuple(text(key, item) for item in (value if isinstance(value, list) else [value]))
+def _text(key: str, value: Any) -> str:
+    if not isinstance(value, str | int | float):
+        raise TypeError(f"{key} is a text, not {type(value).__name__}")
+    return str(value)
 
-    def mapping(key: str) -> dict[str, str]:
-        value = raw.get(key) or {}
-        if not isinstance(value, dict):
-            raise CorpusError(f"{path}: {key} is a mapping, not {type(value).__name__}")
-        return {text(key, name): text(key, item) for name, item in value.items()}
 
-    license_ = raw["license"]
-    typed: dict[str, Any] = {
-        "name": text("name", raw["name"]),
-        "license": text("the id of license", license_.get("id") if isinstance(license_, dict) else license_),
-        "song": text("song", raw["song"]),
-        "stems": texts("stems"),
-        "subsets": mapping("subsets"),
-        "ignore": texts("ignore"),
-        "notes": mapping("notes"),
-        "labels": mapping("labels"),
-    }
-    return typed | {key: text(key, raw[key]) for key in ("citation", "mixture", "subset") if raw.get(key)}
+def _texts(key: str, value: Any) -> tuple[str, ...]:
+    return tuple(_text(key, item) for item in (value if isinstance(value, list) else [value]))
+
+
+def _mapping(key: str, value: Any) -> dict[str, str]:
+    if not isinstance(value, dict):
+        raise TypeError(f"{key} is a mapping, not {type(value).__name__}")
+    return {_text(key, name): _text(key, item) for name, item in value.items()}
+
+
+def _numbered(key: str, value: Any) -> dict[int, str]:
+    return {_index(key, name): label for name, label in zip(value, _mapping(key, value).values(), strict=True)}
+
+
+def _index(key: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{key}: {value!r} is no whole number")
+    return value
+
+
+def _number(key: str, value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"{key} is a number, not {value!r}")
+    return float(value)
+
+
+def _license(key: str, value: Any) -> str:
+    return _text(f"the id of {key}", value.get("id") if isinstance(value, dict) else value)
+
+
+_KINDS: dict[str, Any] = {
+    "name": _text,
+    "license": _license,
+    "citation": _text,
+    "song": _text,
+    "stems": _texts,
+    "channels": _numbered,
+    "streams": _numbered,
+    "mixture": _text,
+    "mixture_stream": _index,
+    "subset": _text,
+    "subsets": _mapping,
+    "ignore": _texts,
+    "notes": _mapping,
+    "labels": _mapping,
+    "residual_db": _number,
+    "works": _mapping,
+}

@@ -6,13 +6,18 @@
         <id>_RAW/<id>_RAW_NN_MM.wav
     ROOT/Metadata/<id>_METADATA.yaml        where it does not lie beside the audio
 
-The mixture is a weighted sum of the stems. A "Main System" is a microphone before the whole ensemble: it holds every
-other stem, so that it is no stem here; it stands in ``extra`` as a capture. Songs of MUSDB18 are in the subset they
-have there, all others in train.
+The mixture is a weighted sum of the stems, so that no residual is promised.
+Subsets: none of its own. The 46 songs of MUSDB18 are in the subset they have there, and their works are named; all
+others are in train.
+Defects: a "Main System" is a microphone before the whole ensemble: it holds every other stem, so that it is no stem
+here; it stands in ``extra`` as a capture. So do stems that are not what their label says, by the errata of the corpus
+and by people who listened. Flags are the words "yes" and "no". Bleed is told song by song. The metadata also describe
+songs that were never released.
 """
 
 import os
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +28,11 @@ from manifests.corpora.base import (
     first_of_each,
     has_audio,
     list_names,
+    read_mapping,
     read_metadata,
 )
 from manifests.corpora.musdb18 import in_medleydb, musdb18hq
+from manifests.corpora.works import work
 from manifests.errors import CorpusError
 from manifests.songs import Problem
 
@@ -72,6 +79,7 @@ class MedleyDB:
         found = {
             "captures": {key: name for key, (name, label) in sorted(entries.items()) if label == _CAPTURE},
             "musdb18": twin,
+            "defects": _defects(song),
             "leftover": sorted({*files} - {name for name, _ in entries.values()}),
         }
         mixture = f"{path}/{song}_MIX.wav"
@@ -80,6 +88,7 @@ class MedleyDB:
             subset=musdb18hq().subsets.get(twin, "train") if twin else "train",
             stems=tuple(stem for stem in stems if stem),
             mixture=mixture if os.path.exists(root / mixture) else None,
+            works=(work("musdb18", twin),) if twin else (),
             license=self.license,
             problems=tuple(problems),
             extra=extra | {key: value for key, value in found.items() if value},
@@ -97,6 +106,20 @@ def _stem(
     if label is None:
         problems.append(Problem(code="unlabelled", stem_id=key, detail=f"{name}: no instrument"))
     return StemListing(stem_id=key, path=f"{folder}/{name}", label=label or "other")
+
+
+def _defects(song: str) -> dict[str, str]:
+    """What is known to be wrong: stem, or "song" for all of it -> words, several joined."""
+    found: dict[str, str] = {}
+    for words, songs in _published().items():
+        for key in songs[song] or ["song"] if song in songs else []:
+            found[key] = f"{found[key]}; {words}" if key in found else words
+    return found
+
+
+@cache
+def _published() -> dict[Any, Any]:
+    return read_mapping(Path(__file__).with_name("medleydb_defects.yaml"))
 
 
 def _is_song(folder: Path) -> bool:

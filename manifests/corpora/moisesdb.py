@@ -3,9 +3,11 @@
     ROOT/[moisesdb/][moisesdb_v0.1/]<song uuid>/data.json
         <stemName>/<track id>.<extension>
 
-A stem here is a track: ``trackType`` is its label. There is no mixture, and tracks of a song differ in length. The
-split is the one that MGE-LDM uses: a tenth of the sorted uuids, drawn with seed 42, is the test set. It needs all 240
-songs; a part of the corpus is split otherwise.
+A stem here is a track: ``trackType`` is its label. There is no mixture.
+Subsets: none of its own. The split is the one that MGE-LDM uses: a tenth of the sorted uuids, drawn with seed 42, is
+the test set. It needs all 240 songs; a part of the corpus is split otherwise.
+Defects: tracks of a song differ in length, in 50 songs by more than a trifle; a ``stemName`` may stand twice; tracks
+with bleed stand in ``extra``; labels that the documentation does not know ("hi-hat").
 """
 
 import math

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from manifests.corpora.base import Corpus
@@ -10,6 +10,7 @@ from manifests.corpora.cocochorales import CocoChorales
 from manifests.corpora.layout import FolderLayout
 from manifests.corpora.medleydb import MedleyDB
 from manifests.corpora.moisesdb import MoisesDB
+from manifests.corpora.mtgjamendo import MTGJamendo
 from manifests.corpora.musdb18 import Musdb18
 from manifests.corpora.slakh import Slakh2100
 from manifests.errors import CorpusError
@@ -20,6 +21,7 @@ _ADAPTERS: dict[str, Callable[[], Corpus]] = {
     CocoChorales.name: CocoChorales,
     MedleyDB.name: MedleyDB,
     MoisesDB.name: MoisesDB,
+    MTGJamendo.name: MTGJamendo,
     Musdb18.name: Musdb18,
     Slakh2100.name: Slakh2100,
     f"{Slakh2100.name}-redux": partial(Slakh2100, "redux"),
@@ -36,18 +38,30 @@ def get_corpus(name: str) -> Corpus:
     """The corpus called ``name``, or the layout at the path ``name`` if it ends in .yaml or .yml.
 
     Raises:
-        CorpusError: no such corpus or layout, or the layout is wrong.
+        CorpusError: no such corpus or layout, or the layout is wrong, or another package's corpus cannot be loaded.
     """
-    if name.endswith((".yaml", ".yml")):
-        return FolderLayout.load(Path(name))
     if name in _ADAPTERS:
         return _ADAPTERS[name]()
-    if name in (layouts := _layouts()):
-        return FolderLayout.load(layouts[name])
+    if path := layout_path(name):
+        return FolderLayout.load(path)
     for point in entry_points(group=ENTRY_POINTS, name=name):
-        corpus: Corpus = point.load()()
-        return corpus
+        return _loaded(point)
     raise CorpusError(f"{name}: no such corpus; known: {', '.join(corpus_names())}; or give the path of a layout .yaml")
+
+
+def layout_path(name: str) -> Path | None:
+    """The YAML file of the corpus called ``name``, which may be the path of one; None where there is none."""
+    return Path(name) if name.endswith((".yaml", ".yml")) else _layouts().get(name)
+
+
+def _loaded(point: EntryPoint) -> Corpus:
+    try:
+        corpus: Corpus = point.load()()
+    # Whatever another package does when it is imported, this one goes on.
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CorpusError(f"{point.name}: its entry point {point.value!r} cannot be loaded ({reason})") from error
+    return corpus
 
 
 def _layouts() -> dict[str, Path]:

@@ -5,9 +5,11 @@
         stems/SNN.flac                                   babyslakh: .wav
         MIDI/SNN.mid
 
-``audio_rendered`` and ``audio_dir`` of the metadata are not to be trusted (babyslakh, and Track00616 of the redux): a
-stem exists when its file does. The UUID is the checksum of the MIDI file: the original has tracks of one MIDI file in
-two subsets. The redux and the second split mend that, and may be had from the folders of the original.
+Subsets: the folders; babyslakh has none, all train. The original has tracks of one MIDI file in two subsets; the redux
+and the second split mend that, and may be had from the folders of the original. The UUID is the checksum of the MIDI
+file, and the name of the work.
+Defects: ``audio_rendered`` and ``audio_dir`` of the metadata are not to be trusted (babyslakh, and Track00616 of the
+redux): a stem exists when its file does. Stems of noise or at a wrong pitch stand in ``extra``.
 """
 
 import os
@@ -92,6 +94,8 @@ class Slakh2100:
             subset=subset if subset in SUBSETS else "train",
             stems=tuple(stems),
             mixture=_mixture(root, song),
+            residual_db=-40.0,
+            works=(f"lakh:{uuid}",) if uuid else (),
             license=self.license,
             problems=tuple(problems),
             extra={"uuid": uuid, "programs": programs}

@@ -65,6 +65,37 @@ def make_cocochorales(root: Path) -> None:
             touch(root / song, f"stems_MIDI/{part}_{name}.mid", f"stems_audio/{part}_{name}.wav")
 
 
+def make_ikala(root: Path) -> None:
+    for song in ("10161_chorus", "21025_verse"):
+        touch(root, f"Wavfile/{song}.wav", f"PitchLabel/{song}.pv", f"Lyrics/{song}.lab")
+    touch(root, "id_mapping.txt")
+
+
+def make_mir1k(root: Path) -> None:
+    for singer, numbers in (("abjones_1", ("01", "02")), ("leon_8", ("11",))):
+        for song in (f"{singer}_{number}" for number in numbers):
+            touch(root, f"Wavfile/{song}.wav", f"PitchLabel/{song}.pv", f"Lyrics/{song}.txt", f"LyricsWav/{song}.wav")
+            touch(root, f"UnvoicedFrameLabel/{song}.unv", f"vocal-nonvocalLabel/{song}.vocal")
+        touch(root, f"UndividedWavfile/{singer}.wav")
+
+
+def make_guitarset(root: Path) -> None:
+    for take in ("00_BN1-129-Eb_comp", "05_Jazz3-150-C_solo"):
+        touch(root, f"annotation/{take}.jams", f"audio_hex-pickup_original/{take}_hex.wav")
+        touch(root, f"audio_hex-pickup_debleeded/{take}_hex_cln.wav")
+        touch(root, f"audio_mono-mic/{take}_mic.wav", f"audio_mono-pickup_mix/{take}_mix.wav")
+
+
+def make_mtg_jamendo(root: Path) -> None:
+    songs = {"train": "14/214.mp3", "validation": "48/948.mp3", "test": "00/1009600.mp3"}
+    touch(root / "audio", *songs.values())
+    for subset, song in songs.items():
+        row = f"track_{song[3:-4]:0>7}\tartist_000014\talbum_000031\t{song}\t124.6\tgenre---punkrock"
+        path = root / f"data/splits/split-0/autotagging-{subset}.tsv"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"TRACK_ID\tARTIST_ID\tALBUM_ID\tPATH\tDURATION\tTAGS\n{row}\n")
+
+
 def make_moisesdb(root: Path) -> None:
     tracks = {
         "vocals": ("lead male singer", "background vocals"),
@@ -121,8 +152,12 @@ TREES: dict[str, Callable[[Path], None]] = {
     "ccmixter": make_ccmixter,
     "cocochorales": make_cocochorales,
     "dsd100": make_dsd100,
+    "guitarset": make_guitarset,
+    "ikala": make_ikala,
     "medleydb": make_medleydb,
+    "mir1k": make_mir1k,
     "moisesdb": make_moisesdb,
+    "mtg-jamendo": make_mtg_jamendo,
     "musdb18": make_musdb18,
     "musdb18hq": make_musdb18hq,
     "slakh2100": make_slakh,

@@ -1,10 +1,12 @@
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 
-from manifests.atomic import atomic_path, canonical_json, content_hash, write_bytes, write_json
+from manifests.atomic import atomic_path, canonical_json, check_writable, content_hash, write_bytes, write_json
+from manifests.errors import ConfigError
 
 
 def names(folder: Path) -> list[str]:
@@ -83,3 +85,12 @@ def test_a_hash_does_not_depend_on_the_order_of_keys_but_on_every_value() -> Non
     assert len({content_hash(value) for value in values}) == len(values)
     assert content_hash({}) == "44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a"
     assert content_hash({}, 8) == "44136fa3"
+
+
+def test_a_folder_that_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(ConfigError, match=f"^{re.escape(str(folder))}: cannot be written"):
+            check_writable(folder)
+    check_writable(tmp_path / "new" / "deep")
+    assert list((tmp_path / "new" / "deep").iterdir()) == []

@@ -132,3 +132,15 @@ def test_medleydb_takes_the_first_of_two_songs_of_one_name(tmp_path: Path, caplo
     (song,) = listed("medleydb", tmp_path).values()
     assert song.mixture == "V1/A_B/A_B_MIX.wav"
     assert "two songs called 'A_B'" in caplog.text
+
+
+def test_known_defects_stand_in_extra(tmp_path: Path) -> None:
+    for song in ("Creepoid_OldTree", "Karachacha_Volamos", "Grants_PunchDrunk", "A_B"):
+        medleydb_song(tmp_path / song, ("piano", "violin"))
+    songs = listed("medleydb", tmp_path)
+    assert {song: listing.extra.get("defects") for song, listing in songs.items()} == {
+        "A_B": None,
+        "Creepoid_OldTree": {"S03": "not what its label says", "song": "in the errata of the corpus"},
+        "Grants_PunchDrunk": dict.fromkeys(("S01", "S08", "S10"), "not what its label says"),
+        "Karachacha_Volamos": {"song": "bleed in every stem"},
+    }

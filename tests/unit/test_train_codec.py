@@ -298,10 +298,6 @@ class TestResult:
             assert f"toy/{kind}/silence/si_sdr" not in figures
         assert "/tmp" not in card
 
-    def test_flags_are_quoted_for_a_shell(self) -> None:
-        config = replace(CodecTrainConfig(), crops=CropConfig(gain_db=(-6.0, 0.0)))
-        assert module._flags(config) == " --crops.gain_db '[-6.0, 0.0]'"
-
 
 class TestCrops:
     def test_a_crop_is_a_function_of_seed_and_number(self, songs: list[Song]) -> None:

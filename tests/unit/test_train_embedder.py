@@ -279,11 +279,11 @@ class TestTraining:
             with pytest.raises(KeyboardInterrupt):
                 train_embedder(manifest, tmp_path, config=SMALL)
         assert not (tmp_path / "model.safetensors").exists()
-        assert torch.load(tmp_path / "last/state.pt", weights_only=True)["step"] == 2
+        assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 2
         monkeypatch.setattr(module, "METRICS_EVERY", 1)
         train_embedder(manifest, tmp_path, config=SMALL)
         assert files(tmp_path) == files(straight)
-        a, b = (torch.load(out / "last/state.pt", weights_only=True) for out in (tmp_path, straight))
+        a, b = (torch.load(out / "state.pt", weights_only=True) for out in (tmp_path, straight))
         assert all(torch.equal(a["encoder"][key], b["encoder"][key]) for key in b["encoder"])
         assert torch.equal(a["log_scale"], b["log_scale"])
         steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
