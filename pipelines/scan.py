@@ -48,8 +48,10 @@ _RETRIED = frozenset({"missing", "unreadable", "changed"})
 _DETAIL_LENGTH = 500
 # Codes that come from listing a corpus, not from measuring its files.
 _LISTED = frozenset(
-    ["metadata", "excluded", "unknown_subset", "mixture_only", "bad_name", "listed_twice", "unlabelled", "no_audio"]
-    + ["unmapped_label"]
+    {
+        *("metadata", "excluded", "unknown_subset", "mixture_only", "bad_name", "listed_twice"),
+        *("unlabelled", "no_audio", "unmapped_label"),
+    }
 )
 
 

@@ -426,10 +426,7 @@ REFUSALS: list[Refusal] = [
     Refusal("a layout with a name that leaves its folder", layout(name="../x"), "a name is"),
     Refusal("a layout with a subset that is none", layout(subset="dev"), "subset 'dev'"),
     Refusal("no root", root_of("slakh2100", lambda path: None), "no such folder"),
-    *(
-        Refusal(f"a subset of {corpus} out of the root", root_of(corpus, by.linked_subset), "leaves the root")
-        for corpus in ("slakh2100", "musdb18")
-    ),
+    Refusal("a subset out of the root", root_of("slakh2100", by.linked_subset), "leaves the root"),
     Refusal("a file as root", root_of("slakh2100", Path.touch), "no such folder"),
     Refusal("a link to itself as root", root_of("slakh2100", lambda path: path.symlink_to(path)), "no such folder"),
     *(
