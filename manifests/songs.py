@@ -41,7 +41,7 @@ class Stem:
 
     stem_id: str
     path: str
-    """Path below the corpus root, with forward slashes."""
+    """Path below the corpus root, with forward slashes; ``<table>.parquet#<row>/<column>`` is a cell of a table."""
     stream: int | None = None
     """Index among the audio streams of a multi-stream file."""
     channel: int | None = None
@@ -93,7 +93,7 @@ class Song:
     """Corpus name, a slash, and the song's own path or id in the corpus."""
     corpus: str
     root: str
-    """Folder that the paths of this row are below."""
+    """Folder, or URL that fsspec reaches, that the paths of this row are below (see `manifests.roots`)."""
     subset: str
     sample_rate: int | None = None
     """Highest rate among the readable stems."""

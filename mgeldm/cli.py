@@ -106,18 +106,21 @@ def _show(summary: dict[str, Any], as_json: bool) -> None:
 
 def _scan(arguments: Sequence[str]) -> int:
     from manifests.problems import is_failure
+    from manifests.roots import parse_root
     from pipelines.runner import RunnerConfig
     from pipelines.scan import ScanConfig, preview, scan
 
     parser = _parser("scan", "mgeldm scan slakh2100 /data/slakh my-layout.yaml /data/mine --out songs.parquet")
-    parser.add_argument("sources", nargs="+", metavar="CORPUS ROOT", help="corpus name or layout YAML, and its folder")
+    parser.add_argument(
+        "sources", nargs="+", metavar="CORPUS ROOT", help="corpus name or layout YAML, and its folder or URL"
+    )
     parser.add_argument("--out", type=Path, required=True, help="manifest to write")
     parser.add_argument("--dry-run", action="store_true", help="count songs, files and bytes, read no audio")
     _options(parser, ScanConfig, RunnerConfig)
     parsed = parser.instantiate(parser.parse_args(list(arguments)))
     if len(parsed.sources) % 2:
         raise ConfigError(f"sources are pairs of CORPUS and ROOT, got {len(parsed.sources)} words")
-    pairs = [(name, Path(root)) for name, root in zip(parsed.sources[::2], parsed.sources[1::2], strict=True)]
+    pairs = [(name, parse_root(root)) for name, root in zip(parsed.sources[::2], parsed.sources[1::2], strict=True)]
     if parsed.dry_run:
         _show(preview(pairs), parsed.json)
         return OK

@@ -3,7 +3,6 @@
 import hashlib
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -45,7 +44,7 @@ class Measurement:
     """Why decoding stopped before the end, if it did (``truncated``), or ``not_finite``, or ``empty``."""
 
 
-def measure(path: Path | str, stream: int | None, config: ActivityConfig) -> Measurement:
+def measure(path: audio.AudioFile, stream: int | None, config: ActivityConfig) -> Measurement:
     """Decode a file once and measure it. Raises AudioError when nothing at all could be decoded."""
     info = audio.probe(path, stream)
     meter = _LoudnessMeter(info.sample_rate, info.channels)

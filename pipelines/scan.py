@@ -2,10 +2,9 @@
 
 import json
 import logging
-import os
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from manifests.corpora import Corpus, SongListing, StemListing, get_corpus
 from manifests.errors import AudioError, CorpusError, ManifestError
 from manifests.labels import UNMAPPED, lookup
 from manifests.problems import Effect, effect
+from manifests.roots import OpenRoot, container, locate, open_root, state
 from manifests.songs import (
     SONGS_VERSION,
     SUBSETS,
@@ -25,7 +25,6 @@ from manifests.songs import (
     Song,
     Stem,
     count_problems,
-    inside,
     read_songs,
     songs_metadata,
     write_songs,
@@ -70,13 +69,14 @@ class ScanSummary:
 
 
 def scan(
-    sources: Sequence[tuple[str, Path]],
+    sources: Sequence[tuple[str, Path | str]],
     out: Path,
     *,
     config: ScanConfig | None = None,
     runner: RunnerConfig | None = None,
 ) -> ScanSummary:
-    """Scan ``sources``, pairs of a corpus (name or layout path) and its root folder, into the manifest ``out``.
+    """Scan ``sources``, pairs of a corpus (name or layout path) and its root (a folder, or a URL
+    that fsspec reaches), into the manifest ``out``.
 
     Rows of an existing ``out`` are kept where size and modification time of every file are unchanged; a scan that was
     killed goes on from its journal (``<out>.journal/``).
@@ -116,7 +116,7 @@ def scan(
     )
 
 
-def preview(sources: Sequence[tuple[str, Path]]) -> dict[str, Any]:
+def preview(sources: Sequence[tuple[str, Path | str]]) -> dict[str, Any]:
     """What a scan would read, without opening audio: songs, stems, bytes of their files, problems of the listing.
 
     Raises:
@@ -124,12 +124,13 @@ def preview(sources: Sequence[tuple[str, Path]]) -> dict[str, Any]:
         ManifestError: two songs share an id.
     """
     songs = list_units(sources)
-    stems = [_with_file_state(Path(song.root), stem) for song in songs for stem in song.stems]
-    size = sum(stem.size or 0 for stem in stems)
-    return {"songs": len(songs), "stems": len(stems), "bytes": size, "problems": count_problems(songs)}
+    stems = [(song.root, _with_file_state(song.root, stem)) for song in songs for stem in song.stems]
+    # Several stems may lie in one file.
+    sizes = {(root, container(stem.path)): stem.size or 0 for root, stem in stems}
+    return {"songs": len(songs), "stems": len(stems), "bytes": sum(sizes.values()), "problems": count_problems(songs)}
 
 
-def list_units(sources: Sequence[tuple[str, Path]]) -> list[Song]:
+def list_units(sources: Sequence[tuple[str, Path | str]]) -> list[Song]:
     """List the songs of all sources without opening audio: rows of the manifest in which nothing is measured yet.
 
     Raises:
@@ -137,21 +138,24 @@ def list_units(sources: Sequence[tuple[str, Path]]) -> list[Song]:
         ManifestError: two songs share an id.
     """
     songs: dict[str, Song] = {}
-    for name, folder in sources:
+    for name, root in sources:
         corpus: Corpus = get_corpus(name)
-        root = folder.resolve()
-        if not os.path.isdir(root):
-            raise CorpusError(f"{folder}: no such folder (root of corpus {corpus.name})")
-        if _utf8(str(root)) != str(root):
-            raise CorpusError(f"{_utf8(str(root))}: the path is not UTF-8, so that no table can hold it; rename it")
         count = len(songs)
-        for listing in corpus.songs(root):
-            song = _listed(corpus, root, listing)
-            if other := songs.get(song.song_id):
-                raise ManifestError(f"{song.song_id}: two songs with this id, below {other.root} and {song.root}")
-            songs[song.song_id] = song
-        logger.info("%s: %d songs below %s", corpus.name, len(songs) - count, root)
+        with open_root(root) as place:
+            for song in _songs(corpus, place):
+                if other := songs.get(song.song_id):
+                    raise ManifestError(f"{song.song_id}: two songs with this id, below {other.root} and {song.root}")
+                songs[song.song_id] = song
+            logger.info("%s: %d songs below %s", corpus.name, len(songs) - count, place.root)
     return list(songs.values())
+
+
+def _songs(corpus: Corpus, place: OpenRoot) -> Iterator[Song]:
+    try:
+        for listing in corpus.songs(place.folder):
+            yield _listed(corpus, place, listing)
+    except CorpusError as error:
+        raise CorpusError(place.named(str(error))) from None
 
 
 def _measure_all(
@@ -203,9 +207,8 @@ def _unchanged(earlier: Song, listed: Song) -> bool:
     fields = ("root", "subset", "mixture", "license", "extra")
     if any(getattr(earlier, name) != getattr(listed, name) for name in fields):
         return False
-    root = Path(listed.root)
     return [_identity(stem) for stem in earlier.stems] == [
-        _identity(_with_file_state(root, stem)) for stem in listed.stems
+        _identity(_with_file_state(listed.root, stem)) for stem in listed.stems
     ]
 
 
@@ -214,14 +217,17 @@ def _identity(stem: Stem) -> tuple[object, ...]:
     return tuple(getattr(stem, name) for name in names)
 
 
-def _listed(corpus: Corpus, root: Path, listing: SongListing) -> Song:
+def _listed(corpus: Corpus, place: OpenRoot, listing: SongListing) -> Song:
     """A listing as a row of the manifest: nothing is measured yet, and every text is UTF-8."""
     if listing.subset not in SUBSETS:
         raise CorpusError(f"{corpus.name}: {listing.song!r} is in subset {listing.subset!r}, not {', '.join(SUBSETS)}")
     if len({stem.stem_id for stem in listing.stems}) < len(listing.stems):
         raise CorpusError(f"{corpus.name}: {listing.song!r} has two stems with one id")
-    problems = [replace(p, stem_id=p.stem_id and _utf8(p.stem_id), detail=_line(p.detail)) for p in listing.problems]
-    stems = tuple(_listed_stem(stem, problems) for stem in listing.stems)
+    problems = [
+        replace(p, stem_id=p.stem_id and _utf8(p.stem_id), detail=_line(place.named(p.detail)))
+        for p in listing.problems
+    ]
+    stems = tuple(place.with_state(_listed_stem(stem, problems)) for stem in listing.stems)
     mixture = listing.mixture
     if mixture is not None and _utf8(mixture) != mixture:
         problems.append(Problem(code="mixture_unreadable", detail=f"{mixture!r} is not UTF-8"))
@@ -230,7 +236,7 @@ def _listed(corpus: Corpus, root: Path, listing: SongListing) -> Song:
     return Song(
         song_id=f"{corpus.name}/{_utf8(listing.song)}",
         corpus=corpus.name,
-        root=str(root),
+        root=place.root,
         subset=listing.subset,
         mixture=mixture,
         stems=stems,
@@ -267,7 +273,7 @@ class _Measurer:
     def __call__(self, song: Song) -> Song:
         problems = list(song.problems)
         excluded = {problem.stem_id for problem in problems if effect(problem.code) is Effect.STEM}
-        root = Path(song.root)
+        root = song.root
         stems = tuple(
             stem if stem.stem_id in excluded else _measured(root, stem, self.config, problems) for stem in song.stems
         )
@@ -298,11 +304,11 @@ def _song_problems(song: Song) -> list[Problem]:
     return []
 
 
-def _measured(root: Path, stem: Stem, config: ScanConfig, problems: list[Problem]) -> Stem:
+def _measured(root: str, stem: Stem, config: ScanConfig, problems: list[Problem]) -> Stem:
     def problem(code: str, detail: str) -> None:
         problems.append(Problem(code=code, stem_id=stem.stem_id, detail=_line(detail)))
 
-    path = inside(root, stem.path)
+    path = locate(root, stem.path)
     if path is None:
         problem("outside_root", stem.path)
         return stem
@@ -329,19 +335,17 @@ def _measured(root: Path, stem: Stem, config: ScanConfig, problems: list[Problem
     )
 
 
-def _with_file_state(root: Path, stem: Stem) -> Stem:
-    path = inside(root, stem.path)
-    try:
-        status = path.stat() if path else None
-    except OSError:
-        status = None
-    return replace(stem, size=status.st_size, mtime_ns=status.st_mtime_ns) if status else stem
+def _with_file_state(root: str, stem: Stem) -> Stem:
+    # The listing of a remote root has told already.
+    if stem.mtime_ns is not None or (found := state(root, stem.path)) is None:
+        return stem
+    return replace(stem, size=found[0], mtime_ns=found[1])
 
 
-def _checked_mixture(root: Path, mixture: str | None, problems: list[Problem]) -> str | None:
+def _checked_mixture(root: str, mixture: str | None, problems: list[Problem]) -> str | None:
     if mixture is None:
         return None
-    path = inside(root, mixture)
+    path = locate(root, mixture)
     try:
         if path is None:
             raise AudioError(f"{mixture} leaves the root of the corpus", "outside_root")

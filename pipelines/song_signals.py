@@ -3,12 +3,12 @@
 import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from manifests.errors import AudioError
-from manifests.songs import Song, Stem, inside
+from manifests.roots import locate
+from manifests.songs import Song, Stem
 from mgeldm import audio
 
 
@@ -65,7 +65,7 @@ def decode_song(
 
 def _decode(song: Song, stem: Stem) -> tuple[audio.Wave, int]:
     """The samples of a stem and their rate. Raises AudioError unless they are what was scanned."""
-    path = inside(Path(song.root), stem.path)
+    path = locate(song.root, stem.path)
     if path is None:
         raise AudioError(f"{stem.path}: leaves the root {song.root}", "outside_root")
     info = audio.probe(path, stem.stream)

@@ -5,8 +5,9 @@ from functools import partial
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from manifests.corpora.base import Corpus
+from manifests.corpora.base import Corpus, read_mapping
 from manifests.corpora.cocochorales import CocoChorales
+from manifests.corpora.huggingface import KIND, HuggingFace
 from manifests.corpora.layout import FolderLayout
 from manifests.corpora.medleydb import MedleyDB
 from manifests.corpora.moisesdb import MoisesDB
@@ -39,7 +40,7 @@ def get_corpus(name: str) -> Corpus:
         CorpusError: no such corpus or layout, or the layout is wrong.
     """
     if name.endswith((".yaml", ".yml")):
-        return FolderLayout.load(Path(name))
+        return _load(Path(name))
     if name in _ADAPTERS:
         return _ADAPTERS[name]()
     if name in (layouts := _layouts()):
@@ -52,3 +53,12 @@ def get_corpus(name: str) -> Corpus:
 
 def _layouts() -> dict[str, Path]:
     return {path.stem: path for path in _LAYOUTS.glob("*.yaml")}
+
+
+def _load(path: Path) -> Corpus:
+    """The corpus of a YAML file: its ``kind`` says of which make it is, a folder layout by default."""
+    try:
+        kind = read_mapping(path).get("kind")
+    except ValueError:
+        kind = None  # told by the loader
+    return HuggingFace.load(path) if kind == KIND else FolderLayout.load(path)
