@@ -1,14 +1,23 @@
 """Roots that are no folders: a file system in memory, faults on demand, and an S3 server on this machine."""
 
+import io
 import os
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import fsspec
 from fsspec.implementations.memory import MemoryFileSystem
+
+from manifests.songs import Song
+
+
+def without_state(song: Song) -> Song:
+    """A song without what differs between two copies of its files: root, size and time."""
+    return replace(song, root="", stems=tuple(replace(stem, size=None, mtime_ns=None) for stem in song.stems))
 
 
 def upload(folder: Path, url: str) -> str:
@@ -21,12 +30,16 @@ def upload(folder: Path, url: str) -> str:
 
 
 class Faulty(MemoryFileSystem):
-    """Memory, but reads of a path fail: ``faults`` maps a part of the path to the errors that come first."""
+    """Memory, but what holds a key of ``faults`` in its path raises these errors first, one an access.
+
+    ``faults`` are raised when an object is opened, ``read_faults`` when it is read.
+    """
 
     protocol = "faulty"
     store: ClassVar[dict[str, Any]] = {}
     pseudo_dirs: ClassVar[list[str]] = [""]
     faults: ClassVar[dict[str, list[Exception]]] = {}
+    read_faults: ClassVar[dict[str, list[Exception]]] = {}
     opened: ClassVar[list[str]] = []
 
     @classmethod
@@ -35,17 +48,35 @@ class Faulty(MemoryFileSystem):
 
     def _open(self, path: str, *args: Any, **options: Any) -> Any:
         Faulty.opened.append(path)
-        for part, errors in Faulty.faults.items():
-            if part in path and errors:
-                raise errors.pop(0)
-        return super()._open(path, *args, **options)
+        _fail(Faulty.faults, path)
+        return _FaultyFile(path, super()._open(path, *args, **options).getvalue())
+
+    def cat_file(self, path: str, *args: Any, **options: Any) -> bytes:
+        _fail(Faulty.faults, path)
+        return super().cat_file(path, *args, **options)
+
+
+class _FaultyFile(io.BytesIO):
+    def __init__(self, path: str, content: bytes) -> None:
+        super().__init__(content)
+        self.path = path
+
+    def read(self, size: int | None = -1) -> bytes:
+        _fail(Faulty.read_faults, self.path)
+        return super().read(size)
+
+
+def _fail(faults: dict[str, list[Exception]], path: str) -> None:
+    for part, errors in faults.items():
+        if part in path and errors:
+            raise errors.pop(0)
 
 
 @contextmanager
 def faulty() -> Iterator[type[Faulty]]:
     """Register ``faulty://``, empty and without faults."""
     fsspec.register_implementation("faulty", Faulty, clobber=True)
-    for what in (Faulty.store, Faulty.faults, Faulty.opened):
+    for what in (Faulty.store, Faulty.faults, Faulty.read_faults, Faulty.opened):
         what.clear()
     yield Faulty
 
