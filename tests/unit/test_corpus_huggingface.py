@@ -149,7 +149,7 @@ def test_a_dry_run_counts_each_table_once(parquet: Path, layout: str) -> None:
 def test_a_data_set_may_be_remote(parquet: Path, audiofolder: Path, layout: str, tmp_path: Path) -> None:
     for root in (parquet, audiofolder):
         url = upload(root, f"memory://hub/{root.name}")
-        far = scanned(layout, url, tmp_path / "far.parquet")  # type: ignore[arg-type]
+        far = scanned(layout, url, tmp_path / "far.parquet")
         near = scanned(layout, root, tmp_path / "near.parquet")
         assert {name: without_state(song) for name, song in far.items()} == {
             name: without_state(song) for name, song in near.items()
