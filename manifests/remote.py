@@ -20,9 +20,9 @@ from manifests.errors import CorpusError
 
 T = TypeVar("T")
 
-# What one open object holds at most is their product; a block is one request.
+# What one open object holds at most is their product, and a scan has all files of a song open; a block is one request.
 BLOCK_BYTES = 1 << 20
-BLOCKS = 8
+BLOCKS = 4
 RETRY_DELAYS_S = (0.2, 1.0, 4.0)
 
 # Asking again would not help.
@@ -145,17 +145,17 @@ def stamp(info: dict[str, Any]) -> int:
     there is no time it stands alone, and without either a hash of all that is said of the object does.
     """
     moment = next((info[key] for key in _TIMES if info.get(key) is not None), None)
-    tag = next((info[key] for key in _TAGS if info.get(key)), None)
+    tag = next((str(info[key]).strip('"') for key in _TAGS if info.get(key)), None)
     if isinstance(moment, str):
         try:
             moment = datetime.fromisoformat(moment)
         except ValueError:
-            tag, moment = tag or moment, None
+            tag, moment = tag or str(moment), None
     if isinstance(moment, datetime):
         moment = moment.timestamp()
     if isinstance(moment, int | float):
-        return int(moment) * 10**9 + (_number(str(tag)) if tag else round(moment % 1 * 10**9)) % 10**9
-    return _number(str(tag) if tag else repr(sorted((key, str(value)) for key, value in info.items())))
+        return int(moment) * 10**9 + (_number(tag) if tag else round(moment % 1 * 10**9)) % 10**9
+    return _number(tag if tag else repr(sorted((key, str(value)) for key, value in info.items())))
 
 
 def _number(text: str) -> int:

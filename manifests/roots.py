@@ -127,7 +127,8 @@ def open_root(root: Path | str) -> Iterator[OpenRoot]:
 
 
 def _local(root: Path | str) -> OpenRoot:
-    folder = Path(root).resolve()
+    # Unlike Path.resolve, realpath takes links that go in a circle.
+    folder = Path(os.path.realpath(root))
     if not os.path.isdir(folder):
         raise CorpusError(f"{root}: no such folder")
     if str(folder).encode("utf-8", "backslashreplace").decode() != str(folder):
