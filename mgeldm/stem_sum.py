@@ -1,13 +1,15 @@
 """The sum of a song's stems against its mixture: best gain, best lag, and what is left over then."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.fft
+import soxr
 
 from mgeldm import kernels
-from mgeldm.audio import Wave
+from mgeldm.audio import Wave, fit
 
 LAG_S = 0.05
 """Lags up to this are looked for, either way."""
@@ -22,8 +24,8 @@ _LEAST = 1e-12
 class SumMatch:
     """How the sum of the stems becomes most like the mixture."""
 
-    gain_db: float
-    """Gain on the sum."""
+    gain_db: float | None
+    """Gain on the sum; None where they have nothing in common."""
     lag_s: float
     """By how much the mixture comes later than the sum."""
     residual_db: float
@@ -63,7 +65,7 @@ class SumComparison:
         self._stems, self._mixture = self._stems[begin:], self._mixture[begin:]
 
     def result(self) -> SumMatch | None:
-        """The match, or None when one is silent or they have nothing in common. Nothing can be added any more."""
+        """The match, or None when one of the two is silent. Nothing can be added any more."""
         rest = len(self._stems)
         if rest:
             padding = np.zeros(-rest % self._hop + self._most, np.float32)
@@ -71,8 +73,10 @@ class SumComparison:
         lag = self._found_lag()
         product = self._lagged_product if lag else self._product
         stems, mixture = self._energies
-        if product <= 0 or stems <= 0 or mixture <= 0:
+        if not stems or not mixture:
             return None
+        if product <= 0:
+            return SumMatch(gain_db=None, lag_s=0.0, residual_db=0.0)
         return SumMatch(
             gain_db=20 * math.log10(product / stems),
             lag_s=lag / self._rate,
@@ -103,3 +107,30 @@ class SumComparison:
                 best = self._most
             self._lag, self._lagged_product = best - self._most, float(products[best])
         return self._lag
+
+
+class LockStep:
+    """Brings mono signals that arrive block by block to one rate and hands them out over the same stretches of time."""
+
+    def __init__(self, rates: Sequence[int], rate: int) -> None:
+        """``rates`` of the signals; ``rate`` of what is handed out."""
+        self._resamplers = [
+            None if own == rate else soxr.ResampleStream(own, rate, 1, dtype="float32", quality="HQ") for own in rates
+        ]
+        self._waiting = [np.zeros(0, np.float32) for _ in rates]
+        self._running = set(range(len(rates)))
+
+    def add(self, index: int, signal: Wave, last: bool = False) -> None:
+        """The next samples ``[n]`` of a signal; after ``last`` it goes on as silence."""
+        if (resampler := self._resamplers[index]) is not None:
+            signal = resampler.resample_chunk(np.ascontiguousarray(signal), last=last)
+        self._waiting[index] = np.concatenate([self._waiting[index], signal])
+        if last:
+            self._running.discard(index)
+
+    def take(self) -> list[Wave]:
+        """The stretch, ``[n]`` each, that every signal has been added for; once all have ended, all that is left."""
+        count = min((len(self._waiting[index]) for index in self._running), default=max(map(len, self._waiting)))
+        taken = [fit(signal[:count], count) for signal in self._waiting]
+        self._waiting = [signal[count:] for signal in self._waiting]
+        return taken

@@ -11,13 +11,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from manifests.atomic import canonical_json, content_hash
 from manifests.corpora import Corpus, SongListing, StemListing, get_corpus
-from manifests.errors import AudioError, CorpusError, ManifestError
+from manifests.errors import CorpusError, ManifestError
 from manifests.labels import UNMAPPED, lookup
-from manifests.problems import Effect, effect
 from manifests.songs import (
     SONGS_VERSION,
     SUBSETS,
@@ -30,17 +27,15 @@ from manifests.songs import (
     songs_metadata,
     write_songs,
 )
-from mgeldm.audio import probe
-from mgeldm.measure import ActivityConfig, measure
+from mgeldm.measure import ActivityConfig
 from mgeldm.progress import progress
+from pipelines.measure_song import NoteConfig, SongUnit, measure_song, sum_differs
 from pipelines.runner import RunnerConfig, run_units
 
 logger = logging.getLogger(__name__)
 
 JOURNAL_SECONDS = 30.0
 
-# A stem may lack this much at its end without a word: codecs and resamplers round.
-_TOLERANCE_S = 0.1
 # What may be mended without a trace in a file's size or time: the song is measured again.
 _RETRIED = frozenset({"missing", "unreadable"})
 # Codes that come from listing a corpus, not from measuring its files.
@@ -52,6 +47,7 @@ class ScanConfig:
     """What the scan measures."""
 
     activity: ActivityConfig = field(default_factory=ActivityConfig)
+    notes: NoteConfig = field(default_factory=NoteConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,18 +83,18 @@ def scan(
     """
     config, runner = config or ScanConfig(), runner or RunnerConfig()
     begin = time.monotonic()
-    listed = list_units(sources)
+    listed = _units(sources)
     identity = content_hash({"config": asdict(config), "version": SONGS_VERSION})
     journal = out.with_name(out.name + ".journal")
     known = _known(out, journal, identity)
     songs: list[Song] = []
-    waiting: list[Song] = []
-    for song in listed:
-        earlier = known.pop(song.song_id, None)
-        if earlier and _unchanged(earlier, song):
+    waiting: list[SongUnit] = []
+    for unit in listed:
+        earlier = known.pop(unit.song.song_id, None)
+        if earlier and _unchanged(earlier, unit):
             songs.append(earlier)
         else:
-            waiting.append(song)
+            waiting.append(unit)
     if known:
         logger.warning("%s: %d songs of an earlier scan are not among these corpora and leave it", out, len(known))
     reused = len(songs)
@@ -123,9 +119,12 @@ def preview(sources: Sequence[tuple[str, Path]]) -> dict[str, Any]:
         CorpusError: a source is no such corpus.
         ManifestError: two songs share an id.
     """
-    songs = list_units(sources)
-    stems = [_with_file_state(Path(song.root), stem) for song in songs for stem in song.stems]
-    size = sum(stem.size or 0 for stem in stems)
+    songs = [_with_file_states(song) for song in list_units(sources)]
+    stems = [stem for song in songs for stem in song.stems]
+    mixtures = [song.mixture_audio for song in songs if song.mixture_audio]
+    # A file may hold several stems.
+    files = {(song.root, audio.path): audio.size or 0 for song in songs for audio in (*song.stems, *mixtures)}
+    size = sum(files.values())
     return {"songs": len(songs), "stems": len(stems), "bytes": size, "problems": count_problems(songs)}
 
 
@@ -136,7 +135,11 @@ def list_units(sources: Sequence[tuple[str, Path]]) -> list[Song]:
         CorpusError: a source is no such corpus.
         ManifestError: two songs share an id.
     """
-    songs: dict[str, Song] = {}
+    return [unit.song for unit in _units(sources)]
+
+
+def _units(sources: Sequence[tuple[str, Path]]) -> list[SongUnit]:
+    units: dict[str, SongUnit] = {}
     for name, folder in sources:
         corpus: Corpus = get_corpus(name)
         root = folder.resolve()
@@ -144,18 +147,18 @@ def list_units(sources: Sequence[tuple[str, Path]]) -> list[Song]:
             raise CorpusError(f"{folder}: no such folder (root of corpus {corpus.name})")
         if _utf8(str(root)) != str(root):
             raise CorpusError(f"{_utf8(str(root))}: the path is not UTF-8, so that no table can hold it; rename it")
-        count = len(songs)
+        count = len(units)
         for listing in corpus.songs(root):
             song = _listed(corpus, root, listing)
-            if other := songs.get(song.song_id):
-                raise ManifestError(f"{song.song_id}: two songs with this id, below {other.root} and {song.root}")
-            songs[song.song_id] = song
-        logger.info("%s: %d songs below %s", corpus.name, len(songs) - count, root)
-    return list(songs.values())
+            if other := units.get(song.song_id):
+                raise ManifestError(f"{song.song_id}: two songs with this id, below {other.song.root} and {song.root}")
+            units[song.song_id] = SongUnit(song, listing.residual_db)
+        logger.info("%s: %d songs below %s", corpus.name, len(units) - count, root)
+    return list(units.values())
 
 
 def _measure_all(
-    waiting: list[Song], journal: Path, identity: str, config: ScanConfig, runner: RunnerConfig
+    waiting: list[SongUnit], journal: Path, identity: str, config: ScanConfig, runner: RunnerConfig
 ) -> list[Song]:
     songs: list[Song] = []
     written, saved = time.monotonic(), 0
@@ -193,8 +196,9 @@ def _known(out: Path, journal: Path, identity: str) -> dict[str, Song]:
     return known
 
 
-def _unchanged(earlier: Song, listed: Song) -> bool:
+def _unchanged(earlier: Song, unit: SongUnit) -> bool:
     """True when the listing and every file behind ``earlier`` are what was measured."""
+    listed = unit.song
     rest = earlier.problems[len(listed.problems) :]
     if earlier.problems[: len(listed.problems)] != listed.problems or any(problem.code in _LISTED for problem in rest):
         return False
@@ -203,15 +207,18 @@ def _unchanged(earlier: Song, listed: Song) -> bool:
     fields = ("root", "subset", "mixture", "license", "extra")
     if any(getattr(earlier, name) != getattr(listed, name) for name in fields):
         return False
-    root = Path(listed.root)
-    return [_identity(stem) for stem in earlier.stems] == [
-        _identity(_with_file_state(root, stem)) for stem in listed.stems
+    # The layout may have changed what it promises.
+    if any(problem.code == "sum_differs" for problem in rest) != sum_differs(earlier.sum_residual_db, unit.residual_db):
+        return False
+    now = _with_file_states(listed)
+    return [_identity(stem) for stem in (*earlier.stems, earlier.mixture_audio)] == [
+        _identity(stem) for stem in (*now.stems, now.mixture_audio)
     ]
 
 
-def _identity(stem: Stem) -> tuple[object, ...]:
+def _identity(stem: Stem | None) -> tuple[object, ...]:
     names = ("stem_id", "path", "stream", "channel", "label", "instrument", "family", "size", "mtime_ns")
-    return tuple(getattr(stem, name) for name in names)
+    return tuple(getattr(stem, name) for name in names) if stem else ()
 
 
 def _listed(corpus: Corpus, root: Path, listing: SongListing) -> Song:
@@ -233,6 +240,7 @@ def _listed(corpus: Corpus, root: Path, listing: SongListing) -> Song:
         root=str(root),
         subset=listing.subset,
         mixture=mixture,
+        mixture_audio=_listed_mixture(mixture, listing.mixture_stream) if mixture is not None else None,
         stems=stems,
         license=listing.license,
         problems=tuple(problems),
@@ -258,74 +266,31 @@ def _listed_stem(listing: StemListing, problems: list[Problem]) -> Stem:
     return stem
 
 
+def _listed_mixture(path: str, stream: int | None) -> Stem:
+    label = lookup("mixture")
+    return Stem(
+        stem_id="mixture", path=path, stream=stream, label="mixture", instrument=label.instrument, family=label.family
+    )
+
+
 class _Measurer:
     """Worker of the scan: one unit is one song."""
 
     def __init__(self, config: ScanConfig) -> None:
         self.config = config
 
-    def __call__(self, song: Song) -> Song:
-        problems = list(song.problems)
-        excluded = {problem.stem_id for problem in problems if effect(problem.code) is Effect.STEM}
-        root = Path(song.root)
-        stems = tuple(
-            stem if stem.stem_id in excluded else _measured(root, stem, self.config, problems) for stem in song.stems
-        )
-        readable = [(stem.frames / stem.sample_rate, stem) for stem in stems if stem.frames and stem.sample_rate]
-        duration = max((seconds for seconds, _ in readable), default=0.0)
-        shortest = min((seconds for seconds, _ in readable), default=0.0)
-        if duration - shortest > _TOLERANCE_S:
-            problems.append(Problem(code="unequal_length", detail=f"{shortest:.2f} to {duration:.2f} s"))
-        rate = max((stem.sample_rate or 0 for _, stem in readable), default=None)
-        song = replace(
-            song,
-            sample_rate=rate,
-            frames=round(duration * rate) if rate else None,
-            duration_s=duration,
-            mixture=_checked_mixture(root, song.mixture, problems),
-            stems=stems,
-            problems=tuple(problems),
-        )
-        return replace(song, problems=(*problems, *_song_problems(song)))
+    def __call__(self, unit: SongUnit) -> Song:
+        # The state before the first read: a file that changes meanwhile is measured again by the next scan.
+        unit = replace(unit, song=_with_file_states(unit.song))
+        return measure_song(unit, self.config.activity, self.config.notes)
 
 
-def _song_problems(song: Song) -> list[Problem]:
-    if not song.stems:
-        return [Problem(code="no_stems", detail=_line(f"{song.root}: {song.song_id}"))]
-    whole = any(effect(problem.code) is Effect.SONG for problem in song.problems)
-    if len(song.usable_stems) < 2 and not whole:
-        return [Problem(code="single_stem", detail=f"{len(song.usable_stems)} of {len(song.stems)} stems usable")]
-    return []
-
-
-def _measured(root: Path, stem: Stem, config: ScanConfig, problems: list[Problem]) -> Stem:
-    def problem(code: str, detail: str) -> None:
-        problems.append(Problem(code=code, stem_id=stem.stem_id, detail=_line(detail)))
-
-    path = inside(root, stem.path)
-    if path is None:
-        problem("outside_root", stem.path)
-        return stem
-    # The state before the first read: a file that changes meanwhile is measured again by the next scan.
-    stem = _with_file_state(root, stem)
-    try:
-        found = measure(path, stem.stream, config.activity)
-    except AudioError as error:
-        problem(error.code, str(error))
-        return stem
-    if found.problem:
-        problem(found.problem.code, str(found.problem))
-    elif not found.activity.any():
-        problem("silent", f"no 100 ms frame reaches {config.activity.on_dbfs:g} dBFS")
+def _with_file_states(song: Song) -> Song:
+    root, mixture = Path(song.root), song.mixture_audio
     return replace(
-        stem,
-        sample_rate=found.sample_rate,
-        channels=found.channels,
-        frames=found.frames,
-        lufs=found.lufs,
-        peak_dbfs=found.peak_dbfs,
-        activity=np.packbits(found.activity).tobytes(),
-        fingerprint=found.fingerprint,
+        song,
+        stems=tuple(_with_file_state(root, stem) for stem in song.stems),
+        mixture_audio=_with_file_state(root, mixture) if mixture else None,
     )
 
 
@@ -336,20 +301,6 @@ def _with_file_state(root: Path, stem: Stem) -> Stem:
     except OSError:
         status = None
     return replace(stem, size=status.st_size, mtime_ns=status.st_mtime_ns) if status else stem
-
-
-def _checked_mixture(root: Path, mixture: str | None, problems: list[Problem]) -> str | None:
-    if mixture is None:
-        return None
-    path = inside(root, mixture)
-    try:
-        if path is None:
-            raise AudioError(f"{mixture} leaves the root of the corpus", "outside_root")
-        probe(path)
-        return mixture
-    except AudioError as error:
-        problems.append(Problem(code="mixture_unreadable", detail=_line(str(error))))
-        return None
 
 
 def _utf8(text: str) -> str:
