@@ -9,7 +9,7 @@ from mgeldm.audio import Wave
 
 WINDOW = 4096
 HOP_S = 4.0
-"""One window is looked at in this many seconds: the average of some tells as much as that of all."""
+"""One window is looked at in this many seconds, where it sounds: the mean of some tells as much as that of all."""
 TRACE = 1e-6
 """Share of the energy that may lie above the bandwidth."""
 
@@ -19,8 +19,9 @@ _OCTAVES = 3
 # A cut may take two bands, as steep as filters of codecs and resamplers are; the mean of six before it stands above
 # every one after it.
 _WIDE = 6
-# Above this share of half the rate every converter's own filter begins.
-_HIGHEST = 0.92
+# Above this share of half the rate a cut costs little, and converters' own filters begin.
+_HIGHEST = 0.85
+_SOUNDS = 1e-3
 
 
 class Spectrum:
@@ -36,6 +37,9 @@ class Spectrum:
     def add(self, signal: Wave) -> None:
         """The next samples ``[n]``."""
         while (offset := self._begin + self._filled - self._position) < len(signal):
+            if not self._filled and (still := _silence(signal[offset : offset + WINDOW])):
+                self._begin += still
+                continue
             piece = signal[offset : offset + WINDOW - self._filled]
             self._window[self._filled : self._filled + len(piece)] = piece
             self._filled += len(piece)
@@ -55,6 +59,12 @@ class Spectrum:
         bins = scipy.fft.rfft(self._window * self._shape)
         self._power += np.square(bins.real, dtype=np.float64) + np.square(bins.imag, dtype=np.float64)
         self._filled, self._count = 0, self._count + 1
+
+
+def _silence(signal: Wave) -> int:
+    """How many samples ``[n]`` pass until it sounds; n if it does not."""
+    sounds = np.abs(signal) > _SOUNDS
+    return int(np.argmax(sounds)) if sounds.any() else len(signal)
 
 
 def bandwidth(power: npt.NDArray[np.float64], rate: int, cut_db: float) -> tuple[float | None, bool]:

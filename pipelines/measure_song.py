@@ -29,7 +29,7 @@ class NoteConfig:
 
     clipped: float = 1e-4
     """Share of samples in runs of three or more at full scale."""
-    dc: float = 0.005
+    dc: float = 0.01
     """Mean of the samples, full scale 1."""
     cut_db: float = 24.0
     """Fall of the spectrum, within 6 per cent of a frequency, that is no instrument's."""
