@@ -67,12 +67,28 @@ def blocks(path: AudioFile, stream: int | None = None, start: int = 0, frames: i
     Raises AudioError: ``missing``, ``empty``, ``unreadable``, or ``truncated`` when the file ends before its header
     says. Blocks that were decoded before a truncation have been yielded by then.
     """
+    for block in interleaved(path, stream, start, frames):
+        yield np.ascontiguousarray(block.T)
+
+
+def interleaved(
+    path: AudioFile, stream: int | None = None, start: int = 0, frames: int | None = None
+) -> Iterator[Wave]:
+    """Like `blocks`, but each block is ``[frames, channels]``, as files hold it; that saves time."""
     path = _existing(path)
     with _as_audio_error(path):
         if _suffix(path) in CONTAINERS:
-            yield from _batched(_container_parts(path, stream, start, frames))
+            for block in _batched(_container_parts(path, stream, start, frames)):
+                yield np.ascontiguousarray(block.T)
         else:
             yield from _sound_blocks(path, start, frames)
+
+
+def one_channel(block: Wave, channel: int, path: AudioFile) -> Wave:
+    """Channel ``channel`` of ``[frames, channels]`` as ``[frames, 1]``. Raises AudioError when there is no such."""
+    if channel >= block.shape[1]:
+        raise AudioError(f"{path}: has {block.shape[1]} channels, channel {channel} was asked for (counting from 0)")
+    return np.ascontiguousarray(block[:, channel : channel + 1])
 
 
 def read(path: AudioFile, stream: int | None = None, start: int = 0, frames: int | None = None) -> Wave:
@@ -259,7 +275,7 @@ def _sound_blocks(path: Path | Blob, start: int, frames: int | None) -> Iterator
                 if not len(block):
                     break
                 done += len(block)
-                yield np.ascontiguousarray(block.T)
+                yield block
         except soundfile.SoundFileError as error:
             raise AudioError(f"{path}: decoding stopped after frame {start + done} ({error})", "truncated") from None
         if done < expected:

@@ -10,14 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from manifests.atomic import canonical_json, content_hash
 from manifests.corpora import Corpus, SongListing, StemListing, get_corpus
-from manifests.errors import AudioError, CorpusError, ManifestError
+from manifests.errors import CorpusError, ManifestError
 from manifests.labels import UNMAPPED, lookup
-from manifests.problems import Effect, effect
-from manifests.roots import OpenRoot, container, locate, open_root, state
+from manifests.roots import OpenRoot, container, open_root, state
 from manifests.songs import (
     SONGS_VERSION,
     SUBSETS,
@@ -29,17 +26,15 @@ from manifests.songs import (
     songs_metadata,
     write_songs,
 )
-from mgeldm.audio import probe
-from mgeldm.measure import ActivityConfig, measure
+from mgeldm.measure import ActivityConfig
 from mgeldm.progress import progress
+from pipelines.measure_song import NoteConfig, SongUnit, measure_song, sum_differs
 from pipelines.runner import RunnerConfig, run_units
 
 logger = logging.getLogger(__name__)
 
 JOURNAL_SECONDS = 30.0
 
-# A stem may lack this much at its end without a word: codecs and resamplers round.
-_TOLERANCE_S = 0.1
 # What may be mended without a trace in a file's size or time: the song is measured again.
 _RETRIED = frozenset({"missing", "unreadable"})
 # Codes that come from listing a corpus, not from measuring its files.
@@ -51,6 +46,7 @@ class ScanConfig:
     """What the scan measures."""
 
     activity: ActivityConfig = field(default_factory=ActivityConfig)
+    notes: NoteConfig = field(default_factory=NoteConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,18 +83,18 @@ def scan(
     """
     config, runner = config or ScanConfig(), runner or RunnerConfig()
     begin = time.monotonic()
-    listed = list_units(sources)
+    listed = _units(sources)
     identity = content_hash({"config": asdict(config), "version": SONGS_VERSION})
     journal = out.with_name(out.name + ".journal")
     known = _known(out, journal, identity)
     songs: list[Song] = []
-    waiting: list[Song] = []
-    for song in listed:
-        earlier = known.pop(song.song_id, None)
-        if earlier and _unchanged(earlier, song):
+    waiting: list[SongUnit] = []
+    for unit in listed:
+        earlier = known.pop(unit.song.song_id, None)
+        if earlier and _unchanged(earlier, unit):
             songs.append(earlier)
         else:
-            waiting.append(song)
+            waiting.append(unit)
     if known:
         logger.warning("%s: %d songs of an earlier scan are not among these corpora and leave it", out, len(known))
     reused = len(songs)
@@ -123,10 +119,15 @@ def preview(sources: Sequence[tuple[str, Path | str]]) -> dict[str, Any]:
         CorpusError: a source is no such corpus.
         ManifestError: two songs share an id.
     """
-    songs = list_units(sources)
-    stems = [(song.root, _with_file_state(song.root, stem)) for song in songs for stem in song.stems]
-    # Several stems may lie in one file.
-    sizes = {(root, container(stem.path)): stem.size or 0 for root, stem in stems}
+    songs = [_with_file_states(song) for song in list_units(sources)]
+    stems = [stem for song in songs for stem in song.stems]
+    # A file may hold several stems.
+    sizes = {
+        (song.root, container(audio.path)): audio.size or 0
+        for song in songs
+        for audio in (*song.stems, song.mixture_audio)
+        if audio
+    }
     return {"songs": len(songs), "stems": len(stems), "bytes": sum(sizes.values()), "problems": count_problems(songs)}
 
 
@@ -137,29 +138,34 @@ def list_units(sources: Sequence[tuple[str, Path | str]]) -> list[Song]:
         CorpusError: a source is no such corpus.
         ManifestError: two songs share an id.
     """
-    songs: dict[str, Song] = {}
+    return [unit.song for unit in _units(sources)]
+
+
+def _units(sources: Sequence[tuple[str, Path | str]]) -> list[SongUnit]:
+    units: dict[str, SongUnit] = {}
     for name, root in sources:
         corpus: Corpus = get_corpus(name)
-        count = len(songs)
+        count = len(units)
         with open_root(root) as place:
-            for song in _songs(corpus, place):
-                if other := songs.get(song.song_id):
-                    raise ManifestError(f"{song.song_id}: two songs with this id, below {other.root} and {song.root}")
-                songs[song.song_id] = song
-            logger.info("%s: %d songs below %s", corpus.name, len(songs) - count, place.root)
-    return list(songs.values())
+            for unit in _listed_units(corpus, place):
+                if other := units.get(unit.song.song_id):
+                    roots = f"{other.song.root} and {place.root}"
+                    raise ManifestError(f"{unit.song.song_id}: two songs with this id, below {roots}")
+                units[unit.song.song_id] = unit
+            logger.info("%s: %d songs below %s", corpus.name, len(units) - count, place.root)
+    return list(units.values())
 
 
-def _songs(corpus: Corpus, place: OpenRoot) -> Iterator[Song]:
+def _listed_units(corpus: Corpus, place: OpenRoot) -> Iterator[SongUnit]:
     try:
         for listing in corpus.songs(place.folder):
-            yield _listed(corpus, place, listing)
+            yield SongUnit(_listed(corpus, place, listing), listing.residual_db)
     except CorpusError as error:
         raise CorpusError(place.named(str(error))) from None
 
 
 def _measure_all(
-    waiting: list[Song], journal: Path, identity: str, config: ScanConfig, runner: RunnerConfig
+    waiting: list[SongUnit], journal: Path, identity: str, config: ScanConfig, runner: RunnerConfig
 ) -> list[Song]:
     songs: list[Song] = []
     written, saved = time.monotonic(), 0
@@ -197,8 +203,9 @@ def _known(out: Path, journal: Path, identity: str) -> dict[str, Song]:
     return known
 
 
-def _unchanged(earlier: Song, listed: Song) -> bool:
+def _unchanged(earlier: Song, unit: SongUnit) -> bool:
     """True when the listing and every file behind ``earlier`` are what was measured."""
+    listed = unit.song
     rest = earlier.problems[len(listed.problems) :]
     if earlier.problems[: len(listed.problems)] != listed.problems or any(problem.code in _LISTED for problem in rest):
         return False
@@ -207,14 +214,18 @@ def _unchanged(earlier: Song, listed: Song) -> bool:
     fields = ("root", "subset", "mixture", "license", "extra")
     if any(getattr(earlier, name) != getattr(listed, name) for name in fields):
         return False
-    return [_identity(stem) for stem in earlier.stems] == [
-        _identity(_with_file_state(listed.root, stem)) for stem in listed.stems
+    # The layout may have changed what it promises.
+    if any(problem.code == "sum_differs" for problem in rest) != sum_differs(earlier.sum_residual_db, unit.residual_db):
+        return False
+    now = _with_file_states(listed)
+    return [_identity(stem) for stem in (*earlier.stems, earlier.mixture_audio)] == [
+        _identity(stem) for stem in (*now.stems, now.mixture_audio)
     ]
 
 
-def _identity(stem: Stem) -> tuple[object, ...]:
+def _identity(stem: Stem | None) -> tuple[object, ...]:
     names = ("stem_id", "path", "stream", "channel", "label", "instrument", "family", "size", "mtime_ns")
-    return tuple(getattr(stem, name) for name in names)
+    return tuple(getattr(stem, name) for name in names) if stem else ()
 
 
 def _listed(corpus: Corpus, place: OpenRoot, listing: SongListing) -> Song:
@@ -239,6 +250,7 @@ def _listed(corpus: Corpus, place: OpenRoot, listing: SongListing) -> Song:
         root=place.root,
         subset=listing.subset,
         mixture=mixture,
+        mixture_audio=place.with_state(_listed_mixture(mixture, listing.mixture_stream)) if mixture else None,
         stems=stems,
         license=listing.license,
         problems=tuple(problems),
@@ -264,74 +276,31 @@ def _listed_stem(listing: StemListing, problems: list[Problem]) -> Stem:
     return stem
 
 
+def _listed_mixture(path: str, stream: int | None) -> Stem:
+    label = lookup("mixture")
+    return Stem(
+        stem_id="mixture", path=path, stream=stream, label="mixture", instrument=label.instrument, family=label.family
+    )
+
+
 class _Measurer:
     """Worker of the scan: one unit is one song."""
 
     def __init__(self, config: ScanConfig) -> None:
         self.config = config
 
-    def __call__(self, song: Song) -> Song:
-        problems = list(song.problems)
-        excluded = {problem.stem_id for problem in problems if effect(problem.code) is Effect.STEM}
-        root = song.root
-        stems = tuple(
-            stem if stem.stem_id in excluded else _measured(root, stem, self.config, problems) for stem in song.stems
-        )
-        readable = [(stem.frames / stem.sample_rate, stem) for stem in stems if stem.frames and stem.sample_rate]
-        duration = max((seconds for seconds, _ in readable), default=0.0)
-        shortest = min((seconds for seconds, _ in readable), default=0.0)
-        if duration - shortest > _TOLERANCE_S:
-            problems.append(Problem(code="unequal_length", detail=f"{shortest:.2f} to {duration:.2f} s"))
-        rate = max((stem.sample_rate or 0 for _, stem in readable), default=None)
-        song = replace(
-            song,
-            sample_rate=rate,
-            frames=round(duration * rate) if rate else None,
-            duration_s=duration,
-            mixture=_checked_mixture(root, song.mixture, problems),
-            stems=stems,
-            problems=tuple(problems),
-        )
-        return replace(song, problems=(*problems, *_song_problems(song)))
+    def __call__(self, unit: SongUnit) -> Song:
+        # The state before the first read: a file that changes meanwhile is measured again by the next scan.
+        unit = replace(unit, song=_with_file_states(unit.song))
+        return measure_song(unit, self.config.activity, self.config.notes)
 
 
-def _song_problems(song: Song) -> list[Problem]:
-    if not song.stems:
-        return [Problem(code="no_stems", detail=_line(f"{song.root}: {song.song_id}"))]
-    whole = any(effect(problem.code) is Effect.SONG for problem in song.problems)
-    if len(song.usable_stems) < 2 and not whole:
-        return [Problem(code="single_stem", detail=f"{len(song.usable_stems)} of {len(song.stems)} stems usable")]
-    return []
-
-
-def _measured(root: str, stem: Stem, config: ScanConfig, problems: list[Problem]) -> Stem:
-    def problem(code: str, detail: str) -> None:
-        problems.append(Problem(code=code, stem_id=stem.stem_id, detail=_line(detail)))
-
-    path = locate(root, stem.path)
-    if path is None:
-        problem("outside_root", stem.path)
-        return stem
-    # The state before the first read: a file that changes meanwhile is measured again by the next scan.
-    stem = _with_file_state(root, stem)
-    try:
-        found = measure(path, stem.stream, config.activity)
-    except AudioError as error:
-        problem(error.code, str(error))
-        return stem
-    if found.problem:
-        problem(found.problem.code, str(found.problem))
-    elif not found.activity.any():
-        problem("silent", f"no 100 ms frame reaches {config.activity.on_dbfs:g} dBFS")
+def _with_file_states(song: Song) -> Song:
+    root, mixture = song.root, song.mixture_audio
     return replace(
-        stem,
-        sample_rate=found.sample_rate,
-        channels=found.channels,
-        frames=found.frames,
-        lufs=found.lufs,
-        peak_dbfs=found.peak_dbfs,
-        activity=np.packbits(found.activity).tobytes(),
-        fingerprint=found.fingerprint,
+        song,
+        stems=tuple(_with_file_state(root, stem) for stem in song.stems),
+        mixture_audio=_with_file_state(root, mixture) if mixture else None,
     )
 
 
@@ -340,20 +309,6 @@ def _with_file_state(root: str, stem: Stem) -> Stem:
     if stem.mtime_ns is not None or (found := state(root, stem.path)) is None:
         return stem
     return replace(stem, size=found[0], mtime_ns=found[1])
-
-
-def _checked_mixture(root: str, mixture: str | None, problems: list[Problem]) -> str | None:
-    if mixture is None:
-        return None
-    path = locate(root, mixture)
-    try:
-        if path is None:
-            raise AudioError(f"{mixture} leaves the root of the corpus", "outside_root")
-        probe(path)
-        return mixture
-    except AudioError as error:
-        problems.append(Problem(code="mixture_unreadable", detail=_line(str(error))))
-        return None
 
 
 def _utf8(text: str) -> str:

@@ -96,7 +96,8 @@ def read_stem(song: Song, stem: Stem, start_s: float, frames: int, rate: int) ->
     start = round(start_s * stem.sample_rate) - stem.offset_frames
     length = -(-frames * stem.sample_rate // rate)
     before = min(length, max(0, -start))
-    wave = audio.to_channels(audio.read(path, stem.stream, max(0, start), length - before), 1)
+    wave = audio.read(path, stem.stream, max(0, start), length - before)
+    wave = audio.to_channels(wave if stem.channel is None else wave[stem.channel : stem.channel + 1], 1)
     wave = np.pad(wave, [(0, 0), (before, 0)])
     return audio.fit(audio.resample(wave, stem.sample_rate, rate), frames)
 

@@ -3,15 +3,16 @@ import shutil
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from manifests.corpora import get_corpus
 from manifests.errors import CorpusError, ManifestError, MGELDMError
-from manifests.songs import Problem, read_songs
-from mgeldm.measure import measure
+from manifests.songs import Problem, Song, read_songs
 from pipelines import scan as scan_module
+from pipelines.measure_song import SongUnit, measure_song
 from pipelines.runner import RunnerConfig
 from pipelines.scan import scan
 from tests.support.corpora import write_layout, write_slakh, write_slakh_metadata
@@ -160,13 +161,12 @@ def test_a_file_that_vanishes_is_missing_and_measured_once_it_is_back(
     drums = root / "good" / "drums.wav"
     data = drums.read_bytes()
 
-    def vanish(path: Path, *rest: object) -> object:
-        if path == drums:
-            drums.unlink()
-        return measure(path, *rest)  # type: ignore[arg-type]
+    def vanish(unit: SongUnit, *rest: Any) -> Song:
+        drums.unlink()
+        return measure_song(unit, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(scan_module, "measure", vanish)
+        patch.setattr(scan_module, "measure_song", vanish)
         assert codes(scanned(layout, root)["good"]) == [("missing", "drums.wav"), ("single_stem", None)]
     drums.write_bytes(data)
     assert scanned(layout, root)["good"].problems == ()

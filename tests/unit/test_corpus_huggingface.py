@@ -134,7 +134,7 @@ def test_an_unchanged_data_set_is_not_read_again(
 ) -> None:
     root = shutil.copytree(parquet, tmp_path / "copy")
     before = scanned(layout, root)
-    monkeypatch.setattr("pipelines.scan.measure", None)
+    monkeypatch.setattr("pipelines.scan.measure_song", None)
     assert scanned(layout, root) == before
     monkeypatch.undo()
     write_hf(root, {"test": hf_rows(["d"], seconds=3.0)})
