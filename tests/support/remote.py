@@ -12,12 +12,17 @@ from typing import Any, ClassVar
 import fsspec
 from fsspec.implementations.memory import MemoryFileSystem
 
-from manifests.songs import Song
+from manifests.songs import Song, Stem
 
 
 def without_state(song: Song) -> Song:
     """A song without what differs between two copies of its files: root, size and time."""
-    return replace(song, root="", stems=tuple(replace(stem, size=None, mtime_ns=None) for stem in song.stems))
+
+    def bare(stem: Stem) -> Stem:
+        return replace(stem, size=None, mtime_ns=None)
+
+    mixture = song.mixture_audio and bare(song.mixture_audio)
+    return replace(song, root="", stems=tuple(map(bare, song.stems)), mixture_audio=mixture)
 
 
 def upload(folder: Path, url: str) -> str:
