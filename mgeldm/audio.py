@@ -23,6 +23,7 @@ import soxr
 
 from manifests.atomic import atomic_path
 from manifests.errors import AudioError
+from manifests.regular import open_regular
 from manifests.remote import Blob
 
 AudioFile: TypeAlias = Path | str | Blob
@@ -32,11 +33,20 @@ Wave = npt.NDArray[np.float32]
 CONTAINERS = {suffix: "mov" for suffix in (".m4a", ".mp4", ".m4b", ".mov")} | {".mka": "matroska", ".webm": "matroska"}
 BLOCK_SAMPLES = 1 << 19
 RATES = range(4_000, 768_001)
+MAX_HOURS = 24
+"""No song is longer; a file that says so, be it full of holes, would keep a scan busy for days."""
 
 _UNKNOWN_FRAMES = 1 << 62
 _UNKNOWN_BYTES = 0x7FFFF000
-# libsndfile's log of a chunk of samples that the file is too short for.
+# libsndfile's log of a chunk of samples that the file is too short for; of the whole file, of that chunk, and of the
+# place where chunks should go on but do not.
 _SHORT_CHUNK = re.compile(r"^\s*(?:data|SSND) : (\d+) \(should be (\d+)\)", re.MULTILINE)
+_WHOLE = re.compile(r"^(?:RIFF|FORM) : (\d+)", re.MULTILINE)
+_CHUNK = re.compile(r"^\s*(?:data|SSND) : (\d+)$", re.MULTILINE)
+_NO_CHUNK = re.compile(r"Unknown chunk marker \(\w+\) at position (\d+)")
+# What may stand behind the last frame of FLAC without being sound: tags, and what the decoder has read ahead.
+_FLAC_TAIL = 64 << 10
+_OGG_PAGE = 1 << 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +67,7 @@ def probe(path: AudioFile, stream: int | None = None) -> AudioInfo:
             with _container(path) as container:
                 context = _audio_stream(container, path, stream).codec_context
                 return AudioInfo(_checked_rate(path, context.sample_rate), context.channels, None)
-        with _opened(path) as file, soundfile.SoundFile(file) as sound:
+        with _sound(path) as (sound, _):
             return AudioInfo(_checked_rate(path, sound.samplerate), sound.channels, _promised_frames(path, sound))
 
 
@@ -149,21 +159,23 @@ def _as_audio_error(path: Path | Blob) -> Iterator[None]:
     except (AudioError, MemoryError):
         raise
     except Exception as error:
-        code = "missing" if isinstance(path, Path) and not os.path.exists(path) else "unreadable"
+        code = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
         raise AudioError(
             f"{path}: not decodable as {Path(str(path)).suffix or 'audio'} ({_reason(error)})", code
         ) from error
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    text = error.error_string if isinstance(error, soundfile.LibsndfileError) else str(error)
+    return " ".join(text.split()) or type(error).__name__
 
 
 @contextmanager
 def _opened(path: Path | Blob) -> Iterator[Any]:
-    """What a decoder opens: a path as it is, else a file object. A read of it that failed is the error that counts."""
+    """A file to read and seek in. Of a blob, a read that failed is the error that counts."""
     if isinstance(path, Path):
-        yield path
+        with open_regular(path) as local:
+            yield local
         return
     try:
         raw = path.open()
@@ -242,6 +254,11 @@ def _existing(path: AudioFile) -> Path | Blob:
     return path
 
 
+def _check_length(path: Path | Blob, frames: float, rate: int) -> None:
+    if frames > MAX_HOURS * 3600 * rate:
+        raise AudioError(f"{path}: lasts {frames / rate / 3600:.0f} hours by its header, {MAX_HOURS} can be used")
+
+
 def _checked_rate(path: Path | Blob, rate: int) -> int:
     if rate not in RATES:
         raise AudioError(f"{path}: a sample rate of {rate} Hz; {RATES.start} to {RATES.stop - 1} Hz can be used")
@@ -252,18 +269,31 @@ def _block_frames(channels: int) -> int:
     return max(1, BLOCK_SAMPLES // channels)
 
 
+@contextmanager
+def _sound(path: Path | Blob) -> Iterator[tuple[soundfile.SoundFile, BinaryIO]]:
+    """libsndfile's view of a file, and the file itself."""
+    # Given a name, libsndfile would look for a resource fork beside the file, which may be a link to anywhere.
+    with _opened(path) as file:
+        given = file.fileno() if isinstance(path, Path) else file
+        with soundfile.SoundFile(given, closefd=False) as sound:
+            yield sound, file
+
+
 def _promised_frames(path: Path | Blob, sound: soundfile.SoundFile) -> int:
     """Frames that the header says; libsndfile itself takes what a cut WAV or AIFF still holds for its length."""
     if sound.frames >= _UNKNOWN_FRAMES:
         raise AudioError(f"{path}: the header does not say how long the file is; write it anew, not through a pipe")
+    _check_length(path, sound.frames, sound.samplerate)
     chunk = _SHORT_CHUNK.search(sound.extra_info)
     said, held = (int(chunk[1]), int(chunk[2])) if chunk else (0, 0)
+    if 0 == held < said < _UNKNOWN_BYTES:
+        raise AudioError(f"{path}: ends where its samples should begin", "truncated")
     # Writers that cannot seek back leave the largest number there is as the size.
     return int(sound.frames) * said // held if 0 < held < said < _UNKNOWN_BYTES else int(sound.frames)
 
 
 def _sound_blocks(path: Path | Blob, start: int, frames: int | None) -> Iterator[Wave]:
-    with _opened(path) as file, soundfile.SoundFile(file) as sound:
+    with _sound(path) as (sound, file):
         promised = _promised_frames(path, sound)
         expected = max(0, promised - start) if frames is None else min(frames, max(0, promised - start))
         size, done = _block_frames(sound.channels), 0
@@ -280,14 +310,45 @@ def _sound_blocks(path: Path | Blob, start: int, frames: int | None) -> Iterator
             raise AudioError(f"{path}: decoding stopped after frame {start + done} ({error})", "truncated") from None
         if done < expected:
             raise AudioError(f"{path}: ends at frame {start + done}, its header says {promised}", "truncated")
+        if frames is None:
+            _check_end(path, sound, file)
+
+
+def _check_end(path: Path | Blob, sound: soundfile.SoundFile, file: BinaryIO) -> None:
+    """Raise AudioError when the file, read to the end that its header says, goes on, or lacks the end it should have.
+
+    libsndfile takes the header's word for it.
+    """
+    place = os.lseek(file.fileno(), 0, os.SEEK_CUR) if isinstance(path, Path) else file.tell()
+    size = file.seek(0, os.SEEK_END)
+    if sound.format == "FLAC" and (rest := size - place) > _FLAC_TAIL:
+        raise AudioError(f"{path}: {rest} bytes follow the {sound.frames} frames that its header says", "longer")
+    if sound.format == "OGG" and not _ogg_ends(file, size):
+        raise AudioError(f"{path}: ends at frame {sound.frames} without a last page", "truncated")
+    log = sound.extra_info
+    whole, chunk, stop = _WHOLE.search(log), _CHUNK.search(log), _NO_CHUNK.search(log)
+    if whole and chunk and stop:
+        rest = min(int(whole[1]) + 8, size) - int(stop[1])
+        # Less than a tenth of a second is no sound that is missed.
+        if rest * sound.frames * 10 > int(chunk[1]) * sound.samplerate:
+            raise AudioError(f"{path}: {rest} bytes follow the {sound.frames} frames that its header says", "longer")
+
+
+def _ogg_ends(file: BinaryIO, size: int) -> bool:
+    """Whether the last page of an Ogg file says that it is the last."""
+    file.seek(max(0, size - 2 * _OGG_PAGE))
+    tail = file.read(2 * _OGG_PAGE)
+    page = tail.rfind(b"OggS\0")
+    return page >= 0 and len(tail) > page + 5 and bool(tail[page + 5] & 4)
 
 
 @contextmanager
 def _container(path: Path | Blob) -> Iterator[av.container.InputContainer]:
-    with _opened(path) as file:
-        name = f"file:{file}" if isinstance(file, Path) else file
-        with av.open(name, format=CONTAINERS[_suffix(path)]) as container:
-            yield container
+    with (
+        _opened(path) as file,
+        av.open(file, format=CONTAINERS[_suffix(path)], buffer_size=1 << 18) as opened,
+    ):
+        yield opened
 
 
 def _audio_stream(
@@ -305,6 +366,7 @@ def _container_parts(path: Path | Blob, stream: int | None, start: int, frames: 
         rate, channels = audio.codec_context.sample_rate, audio.codec_context.channels
         resampler = av.AudioResampler(format="fltp")
         position, end = 0, None if frames is None else start + frames
+        _check_length(path, (audio.duration or 0) * audio.time_base * rate, rate)
         first = audio.start_time or 0
         # A seek lands early; one second more lets the decoder settle before the first sample that is used. Time stamps
         # coarser than a sample (Matroska) cannot say where it landed.

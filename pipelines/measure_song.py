@@ -8,8 +8,8 @@ import numpy as np
 
 from manifests.errors import AudioError
 from manifests.problems import Effect, effect
-from manifests.remote import Blob
-from manifests.roots import locate
+from manifests.remote import Blob, is_remote
+from manifests.roots import locate, state
 from manifests.sketches import pack
 from manifests.songs import Problem, Song, Stem
 from mgeldm import audio
@@ -75,6 +75,7 @@ def measure_song(unit: SongUnit, activity: ActivityConfig, notes: NoteConfig) ->
         stems=stems,
         sketch=sketch,
     )
+    _report_changed(song, problems, report)
     song = _with_length(song, report)
     broken = any(effect(p.code) is Effect.STEM and p.code != "silent" for p in problems)
     if match and mixture_audio and not broken:
@@ -251,6 +252,14 @@ def _report_repeated(stems: Sequence[Stem], problems: Sequence[Problem], report:
             other = first.setdefault(stem.fingerprint, stem)
             if other is not stem:
                 report("repeated_stem", stem, f"the same as {other.stem_id}")
+
+
+def _report_changed(song: Song, problems: Sequence[Problem], report: Report) -> None:
+    """Stems whose file is no longer what it was before it was read. An object is either read whole or not at all."""
+    excluded = {problem.stem_id for problem in problems if effect(problem.code) is Effect.STEM}
+    for stem in song.stems if not is_remote(song.root) else ():
+        if stem.stem_id not in excluded and state(song.root, stem.path) != (stem.size, stem.mtime_ns):
+            report("changed", stem, f"{stem.path} changed while it was read; scan again")
 
 
 def _report_match(match: SumMatch, limit: float | None, notes: NoteConfig, report: Report) -> None:

@@ -4,10 +4,11 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from pathlib import Path
+from itertools import count
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from manifests.atomic import canonical_json, content_hash
@@ -36,9 +37,13 @@ logger = logging.getLogger(__name__)
 JOURNAL_SECONDS = 30.0
 
 # What may be mended without a trace in a file's size or time: the song is measured again.
-_RETRIED = frozenset({"missing", "unreadable"})
+_RETRIED = frozenset({"missing", "unreadable", "changed"})
+# Names and values in metadata may be megabytes long.
+_DETAIL_LENGTH = 500
 # Codes that come from listing a corpus, not from measuring its files.
-_LISTED = frozenset({"metadata", "excluded", "unknown_subset", "bad_name", "unlabelled", "no_audio", "unmapped_label"})
+_LISTED = frozenset(
+    ["metadata", "excluded", "unknown_subset", "bad_name", "listed_twice", "unlabelled", "no_audio", "unmapped_label"]
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,21 +150,24 @@ def _units(sources: Sequence[tuple[str, Path | str]]) -> list[SongUnit]:
     units: dict[str, SongUnit] = {}
     for name, root in sources:
         corpus: Corpus = get_corpus(name)
-        count = len(units)
+        before = len(units)
         with open_root(root) as place:
-            for unit in _listed_units(corpus, place):
+            for unit in _listed_units(corpus, place, units):
                 if other := units.get(unit.song.song_id):
                     roots = f"{other.song.root} and {place.root}"
                     raise ManifestError(f"{unit.song.song_id}: two songs with this id, below {roots}")
                 units[unit.song.song_id] = unit
-            logger.info("%s: %d songs below %s", corpus.name, len(units) - count, place.root)
+            logger.info("%s: %d songs below %s", corpus.name, len(units) - before, place.root)
     return list(units.values())
 
 
-def _listed_units(corpus: Corpus, place: OpenRoot) -> Iterator[SongUnit]:
+def _listed_units(corpus: Corpus, place: OpenRoot, known: Container[str]) -> Iterator[SongUnit]:
     try:
         for listing in corpus.songs(place.folder):
-            yield SongUnit(_listed(corpus, place, listing), listing.residual_db)
+            song = _listed(corpus, place, listing)
+            if _utf8(listing.song) != listing.song:
+                song = replace(song, song_id=_unused(song.song_id, known))
+            yield SongUnit(song, listing.residual_db)
     except CorpusError as error:
         raise CorpusError(place.named(str(error))) from None
 
@@ -238,7 +246,7 @@ def _listed(corpus: Corpus, place: OpenRoot, listing: SongListing) -> Song:
         replace(p, stem_id=p.stem_id and _utf8(p.stem_id), detail=_line(place.named(p.detail)))
         for p in listing.problems
     ]
-    stems = tuple(place.with_state(_listed_stem(stem, problems)) for stem in listing.stems)
+    stems = tuple(place.with_state(_listed_stem(stem, problems)) for stem in _distinct(listing.stems, problems))
     mixture = listing.mixture
     if mixture is not None and _utf8(mixture) != mixture:
         problems.append(Problem(code="mixture_unreadable", detail=f"{mixture!r} is not UTF-8"))
@@ -258,6 +266,27 @@ def _listed(corpus: Corpus, place: OpenRoot, listing: SongListing) -> Song:
     )
 
 
+def _distinct(stems: Sequence[StemListing], problems: list[Problem]) -> list[StemListing]:
+    """The stems, with ids that are still distinct once they are UTF-8; one recording under two ids is a problem."""
+    out: list[StemListing] = []
+    ids, recordings = {stem.stem_id for stem in stems if _utf8(stem.stem_id) == stem.stem_id}, set()
+    for stem in stems:
+        if _utf8(stem.stem_id) != stem.stem_id:
+            stem = replace(stem, stem_id=_unused(_utf8(stem.stem_id), ids))
+            ids.add(stem.stem_id)
+        recording = (PurePosixPath(stem.path), stem.stream, stem.channel)
+        if recording in recordings:
+            problems.append(Problem(code="listed_twice", stem_id=stem.stem_id, detail=_line(stem.path)))
+        recordings.add(recording)
+        out.append(stem)
+    return out
+
+
+def _unused(name: str, names: Container[str]) -> str:
+    """``name``, which stands for one that is no UTF-8, or with a number behind it where that is another's own."""
+    return next(text for n in count(1) if (text := f"{name}~{n}" if n > 1 else name) not in names)
+
+
 def _listed_stem(listing: StemListing, problems: list[Problem]) -> Stem:
     label = lookup(listing.instrument or listing.label)
     stem = Stem(
@@ -270,7 +299,7 @@ def _listed_stem(listing: StemListing, problems: list[Problem]) -> Stem:
         family=label.family,
     )
     if stem.path != listing.path:
-        problems.append(Problem(code="bad_name", stem_id=stem.stem_id, detail=stem.path))
+        problems.append(Problem(code="bad_name", stem_id=stem.stem_id, detail=_line(stem.path)))
     if label.family == UNMAPPED:
         problems.append(Problem(code="unmapped_label", stem_id=stem.stem_id, detail=_line(f"{listing.label!r}")))
     return stem
@@ -317,4 +346,4 @@ def _utf8(text: str) -> str:
 
 
 def _line(text: str) -> str:
-    return _utf8(" ".join(text.split()))
+    return _utf8(" ".join(text.split()))[:_DETAIL_LENGTH]

@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +12,16 @@ from typing import Any, Protocol, TypeVar
 import yaml
 
 from manifests.errors import CorpusError
+from manifests.regular import open_regular
 from manifests.songs import Problem, inside
 
 Item = TypeVar("Item")
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".mp4", ".aif", ".aiff")
+
+METADATA_BYTES = {"YAML": 2 << 20, "JSON": 64 << 20}
+"""What a file of metadata may have: YAML is read at less than a megabyte a second."""
+_YAML_NODES = 1_000_000
 
 logger = logging.getLogger(__name__)
 
@@ -82,17 +88,72 @@ class Corpus(Protocol):
 
 
 def read_mapping(path: Path) -> dict[Any, Any]:
-    """Read a mapping from YAML or .json. Raises ValueError, in one line, when the file is missing or anything else."""
-    kind, parse = ("JSON", json.loads) if path.suffix == ".json" else ("YAML", yaml.safe_load)
+    """Read a mapping from YAML or .json. Raises ValueError, in one line, when the file is missing or anything else.
+
+    Anything else: larger than `METADATA_BYTES`, not UTF-8, with a key that stands twice, or with aliases that make it
+    many times as large.
+    """
+    kind, parse = ("JSON", _parse_json) if path.suffix == ".json" else ("YAML", _parse_yaml)
     try:
-        value = parse(path.read_text(encoding="utf-8"))
-    # Besides its own errors, the YAML reader lets those of dates (ValueError) and of deep nesting through.
-    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else f"not readable as {kind}: {error}"
-        raise ValueError(" ".join(str(reason).split())) from None
+        with open_regular(path) as file:
+            data = file.read(METADATA_BYTES[kind] + 1)
+    except OSError as error:
+        raise ValueError(str(error.strerror)) from None
+    if len(data) > METADATA_BYTES[kind]:
+        raise ValueError(f"larger than the {METADATA_BYTES[kind] >> 20} MiB that {kind} may have")
+    try:
+        value = parse(data.decode("utf-8-sig"))
+    # Besides its own errors, the YAML reader lets through whatever its converters of single values stumble over.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"not readable as {kind}: {reason[:500]}") from None
     if not isinstance(value, dict):
         raise ValueError(f"a mapping was expected, not {type(value).__name__}")
     return value
+
+
+def _parse_json(text: str) -> Any:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        _refuse_twice(key for key, _ in pairs)
+        return dict(pairs)
+
+    return json.loads(text, object_pairs_hook=unique)
+
+
+def _parse_yaml(text: str) -> Any:
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _yaml_size(node, {})
+        return loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _yaml_size(node: yaml.Node, known: dict[int, int]) -> int:
+    """Number of nodes, those behind aliases as often as they are named. Raises ValueError."""
+    if id(node) in known:
+        if known[id(node)] < 0:
+            raise ValueError("an alias stands in what it is an alias of")
+        return known[id(node)]
+    known[id(node)] = -1
+    children = [] if isinstance(node, yaml.ScalarNode) else node.value
+    if isinstance(node, yaml.MappingNode):
+        _refuse_twice((key.tag, key.value) for key, _ in children if isinstance(key, yaml.ScalarNode))
+        children = [child for pair in children for child in pair]
+    known[id(node)] = size = 1 + sum(_yaml_size(child, known) for child in children)
+    if size > _YAML_NODES:
+        raise ValueError(f"with its aliases written out, more than {_YAML_NODES} values")
+    return size
+
+
+def _refuse_twice(keys: Iterable[Any]) -> None:
+    # One of the two would win in silence.
+    if twice := [key for key, count in Counter(keys).items() if count > 1]:
+        name = twice[0] if isinstance(twice[0], str) else twice[0][1]
+        raise ValueError(f"the key {name[:100]!r} stands twice in one mapping")
 
 
 def read_metadata(root: Path, relative: str) -> dict[Any, Any]:
@@ -130,6 +191,11 @@ def first_of_each(items: Iterable[Item], name: Callable[[Item], str], root: Path
             yield item
 
 
+def leaves(root: Path, folder: Path) -> bool:
+    """Whether ``folder``, all above which is inside ``root``, is a link that leaves it."""
+    return folder.is_symlink() and inside(root, folder.relative_to(root).as_posix()) is None
+
+
 def has_audio(root: Path, path: str) -> bool:
     """Whether there is a file at ``path``. One that would leave the root is the scan's business, and has."""
     try:
@@ -140,14 +206,25 @@ def has_audio(root: Path, path: str) -> bool:
     return place is None or os.path.exists(place)
 
 
-def list_folders(folder: Path) -> list[Path]:
-    """Folders in ``folder`` and links to such, sorted; hidden ones are left out. Raises OSError."""
+def list_folders(folder: Path, root: Path | None = None) -> list[Path]:
+    """Folders in ``folder`` and links to such, sorted; hidden ones are left out.
+
+    Raises OSError, also if ``folder`` leaves ``root``.
+    """
+    if root and leaves(root, folder):
+        raise OSError(None, "a link that leaves the root", str(folder))
     return [folder / name for name in sorted(os.listdir(folder)) if name[0] != "." and os.path.isdir(folder / name)]
 
 
-def list_names(folder: Path, problems: list[Problem]) -> list[str]:
-    """Names in a folder of a song, sorted; none if it is missing. A problem is added if it cannot be listed."""
+def list_names(folder: Path, problems: list[Problem], root: Path | None = None) -> list[str]:
+    """Names in a folder of a song, sorted; none if it is missing.
+
+    A problem is added if it cannot be listed, or if it leaves ``root``.
+    """
     try:
+        if root and inside(root, folder.relative_to(root).as_posix()) is None:
+            problems.append(Problem(code="outside_root", detail=f"the folder {folder.name}"))
+            return []
         return sorted(os.listdir(folder))
     except FileNotFoundError:
         return []
@@ -156,11 +233,13 @@ def list_names(folder: Path, problems: list[Problem]) -> list[str]:
         return []
 
 
-def list_files(folder: Path, prefix: str, depth: int, problems: list[Problem]) -> Iterator[str]:
+def list_files(
+    folder: Path, prefix: str, depth: int, problems: list[Problem], root: Path | None = None
+) -> Iterator[str]:
     """Names below ``folder`` of files, and of folders that are hidden, links or too deep for any pattern."""
-    for name in list_names(folder, problems):
+    for name in list_names(folder, problems, root):
         path = folder / name
         if depth and name[0] != "." and os.path.isdir(path) and not os.path.islink(path):
-            yield from list_files(path, f"{prefix}{name}/", depth - 1, problems)
+            yield from list_files(path, f"{prefix}{name}/", depth - 1, problems, root)
         else:
             yield prefix + name

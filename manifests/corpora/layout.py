@@ -26,7 +26,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Self
 
-from manifests.corpora.base import SongListing, StemListing, list_files, list_folders, read_mapping
+from manifests.corpora.base import SongListing, StemListing, leaves, list_files, list_folders, read_mapping
 from manifests.errors import CorpusError
 from manifests.songs import SUBSETS, Problem
 
@@ -98,15 +98,17 @@ class FolderLayout:
         """
         matcher = _matcher(self.song)
         listings, others = [], []
-        for folder in _folders(root, self.song.count("/") + 1):
+        for folder in _folders(root, root, self.song.count("/") + 1):
             song = folder.relative_to(root).as_posix()
-            if match := matcher.fullmatch(song):
+            if leaves(root, folder) and not self._ignored(song):
+                listings.append(self._outside(song))
+            elif match := matcher.fullmatch(song):
                 listings.append(self._song(root, song, match.groupdict()))
             elif not self._ignored(song):
                 others.append(song)
         if not listings:
             raise CorpusError(f"{root}: no folder matches {self.song!r} of layout {self.name}")
-        if not any(listing.stems for listing in listings):
+        if not any(listing.stems or listing.problems for listing in listings):
             patterns = " or ".join(map(repr, self.stems))
             raise CorpusError(f"{root}: no file matches {patterns} of layout {self.name} ({len(listings)} folders)")
         if others:
@@ -118,7 +120,8 @@ class FolderLayout:
         stems, leftover = [], []
         matchers = [_matcher(pattern, _values(pattern, fields)) for pattern in self.stems]
         mixture = self._mixture(song, fields)
-        for name in list_files(root / song, "", max(pattern.count("/") for pattern in self.stems), problems):
+        depth = max(pattern.count("/") for pattern in self.stems)
+        for name in list_files(root / song, "", depth, problems, root):
             if f"{song}/{name}" == mixture or self._ignored(name):
                 continue
             match = next((m for matcher in matchers if (m := matcher.fullmatch(name))), None)
@@ -139,6 +142,11 @@ class FolderLayout:
             problems=tuple(problems),
             extra=({"notes": note} if note else {}) | ({"leftover": leftover} if leftover else {}),
         )
+
+    def _outside(self, song: str) -> SongListing:
+        """The row of a folder, or of one above those of songs, that is not looked into."""
+        problem = Problem(code="outside_root", detail=f"the folder {song}")
+        return SongListing(song=song, subset=self.subset, stems=(), license=self.license, problems=(problem,))
 
     def _mixture(self, song: str, fields: dict[str, str]) -> str | None:
         if not self.mixture:
@@ -161,17 +169,17 @@ class FolderLayout:
         return self.subset
 
 
-def _folders(folder: Path, depth: int) -> Iterator[Path]:
-    """Folders ``depth`` levels below ``folder``, in the order of their paths."""
+def _folders(root: Path, folder: Path, depth: int) -> Iterator[Path]:
+    """Folders ``depth`` levels below ``folder``, and links above these that leave the root, in the order of paths."""
     try:
         children = list_folders(folder)
     except OSError as error:
         raise CorpusError(f"{folder}: cannot be listed ({error.strerror})") from None
     for child in children:
-        if depth == 1:
+        if depth == 1 or leaves(root, child):
             yield child
         else:
-            yield from _folders(child, depth - 1)
+            yield from _folders(root, child, depth - 1)
 
 
 def _values(pattern: str, fields: dict[str, str]) -> tuple[tuple[str, str], ...]:

@@ -56,7 +56,7 @@ class MedleyDB:
     def _song(self, root: Path, path: str) -> SongListing:
         song = path.rsplit("/", 1)[-1]
         problems: list[Problem] = []
-        files = list_names(root / path / f"{song}_STEMS", problems)
+        files = list_names(root / path / f"{song}_STEMS", problems, root)
         extra: dict[str, Any] = {}
         try:
             metadata = _metadata(root, path, song)

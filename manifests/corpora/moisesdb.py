@@ -53,7 +53,8 @@ class MoisesDB:
         extra: dict[str, Any] = {}
         try:
             metadata = read_metadata(root, f"{path}/data.json")
-            stems, bleeding = _stems(path, metadata)
+            stems, bleeding, twice = _stems(path, metadata)
+            problems += [Problem(code="listed_twice", detail=f"{path}/data.json: {key}") for key in twice]
             extra = {key: metadata[key] for key in ("artist", "song", "genre") if isinstance(metadata.get(key), str)}
             extra |= {"has_bleed": bleeding} if bleeding else {}
         except ValueError as error:
@@ -61,7 +62,7 @@ class MoisesDB:
         missing = [key for key, stem in stems.items() if not has_audio(root, stem.path)]
         problems += [Problem(code="no_audio", detail=f"{key} has metadata only") for key in missing]
         known = {stem.path for stem in stems.values()} | {f"{path}/data.json"}
-        names = list_files(root / path, "", 1, problems)
+        names = list_files(root / path, "", 1, problems, root)
         leftover = [name for name in names if f"{path}/{name}" not in known]
         return SongListing(
             song=path.rsplit("/", 1)[-1],
@@ -73,18 +74,22 @@ class MoisesDB:
         )
 
 
-def _stems(path: str, metadata: dict[Any, Any]) -> tuple[dict[str, StemListing], list[str]]:
-    """The tracks of all stems, a ``stemName`` may occur twice, and which of them have bleed. Raises ValueError."""
+def _stems(path: str, metadata: dict[Any, Any]) -> tuple[dict[str, StemListing], list[str], list[str]]:
+    """The tracks of all stems, a ``stemName`` may occur twice; which of them have bleed, and which are there twice.
+
+    Raises ValueError.
+    """
     stems: dict[str, StemListing] = {}
-    bleeding = []
+    bleeding, twice = [], []
     try:
         for stem in metadata["stems"]:
             for track in stem["tracks"]:
                 name, track_id, suffix = (str(part) for part in (stem["stemName"], track["id"], track["extension"]))
                 key = f"{name}/{track_id}"
                 label = str(track.get("trackType") or name)
+                twice += [key] if key in stems else []
                 stems.setdefault(key, StemListing(stem_id=key, path=f"{path}/{key}.{suffix}", label=label))
                 bleeding += [key] if track.get("has_bleed") is True else []
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"stems are not as documented ({type(error).__name__}: {error})") from None
-    return stems, sorted({*bleeding})
+    return stems, sorted({*bleeding}), sorted({*twice})

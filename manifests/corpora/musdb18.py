@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
-from manifests.corpora.base import SongListing, StemListing, read_mapping
+from manifests.corpora.base import SongListing, StemListing, leaves, read_mapping
 from manifests.corpora.layout import FolderLayout
 from manifests.errors import CorpusError
 
@@ -32,7 +32,7 @@ class Musdb18:
 
     def songs(self, root: Path) -> Iterator[SongListing]:
         """List songs in the order of their paths. Raises CorpusError when no .stem.mp4 is in the two folders."""
-        paths = [f"{folder}/{name}" for folder in ("test", "train") for name in _names(root / folder)]
+        paths = [f"{folder}/{name}" for folder in ("test", "train") for name in _names(root, root / folder)]
         songs = [path for path in paths if path.endswith(_SUFFIX)]
         if not songs:
             raise CorpusError(f"{root}: no MUSDB18 here; expected train|test/<Artist> - <Title>{_SUFFIX}")
@@ -73,7 +73,9 @@ def in_medleydb() -> dict[str, str]:
     return {str(key): str(name) for key, name in read_mapping(_HERE / "musdb18_medleydb.yaml").items()}
 
 
-def _names(folder: Path) -> list[str]:
+def _names(root: Path, folder: Path) -> list[str]:
+    if leaves(root, folder):
+        raise CorpusError(f"{folder}: cannot be listed (a link that leaves the root)")
     try:
         return sorted(name for name in os.listdir(folder) if name[0] != ".")
     except (FileNotFoundError, NotADirectoryError):

@@ -51,7 +51,7 @@ class Slakh2100:
         found = False
         for subset in ("", *SUBSETS, _OMITTED):
             try:
-                folders = list_folders(root / subset) if os.path.isdir(root / subset) else []
+                folders = list_folders(root / subset, root) if os.path.isdir(root / subset) else []
             except OSError as error:
                 raise CorpusError(f"{root / subset}: cannot be listed ({error.strerror})") from None
             for folder in folders:
@@ -64,7 +64,7 @@ class Slakh2100:
     def _song(self, root: Path, subset: str, song: str) -> SongListing:
         listed, uuid, problems = _metadata(root, song)
         known = not problems
-        files, leftover = _stem_files(list_names(root / song / "stems", problems))
+        files, leftover = _stem_files(list_names(root / song / "stems", problems, root))
         stems = []
         for stem_id in sorted({*listed, *files}):
             entry = listed.get(stem_id, {})

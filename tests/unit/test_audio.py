@@ -2,6 +2,7 @@ import os
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import BinaryIO
 
 import av
 import numpy as np
@@ -246,13 +247,13 @@ def test_lack_of_memory_is_not_blamed_on_the_file(tmp_path: Path, monkeypatch: p
 
 def test_a_file_that_vanishes_while_it_is_opened_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_sound(tmp_path / "a.wav", sound("vanish", seconds=0.5), RATE)
-    opened = soundfile.SoundFile
+    opened = audio.open_regular
 
-    def vanish(name: Path) -> soundfile.SoundFile:
+    def vanish(name: Path) -> BinaryIO:
         path.unlink()
         return opened(name)
 
-    monkeypatch.setattr(soundfile, "SoundFile", vanish)
+    monkeypatch.setattr(audio, "open_regular", vanish)
     assert error_of(path).code == "missing"
 
 

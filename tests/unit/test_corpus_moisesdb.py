@@ -77,8 +77,9 @@ def test_moisesdb_existence_on_disk_counts(tmp_path: Path) -> None:
     touch(song, "bass/a.wav", "bass/c.wav", "guitar/d.wav", "notes.txt")
     listing = listed("moisesdb", tmp_path)[UUID]
     assert [(stem.stem_id, stem.label) for stem in listing.stems] == [("bass/a", "bass guitar")]
-    assert codes(listing) == [("no_audio", None)]
-    assert listing.problems[0].detail == "drums/b has metadata only"
+    assert codes(listing) == [("listed_twice", None), ("no_audio", None)]
+    assert listing.problems[0].detail == f"{UUID}/data.json: bass/a"
+    assert listing.problems[1].detail == "drums/b has metadata only"
     assert listing.extra["leftover"] == ["bass/c.wav", "guitar/d.wav", "notes.txt"]
 
 
