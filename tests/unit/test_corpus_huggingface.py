@@ -236,10 +236,9 @@ def test_cells_that_only_name_a_file_lead_to_it_below_the_root_only(
     tmp_path: Path, layout: str, rows: dict[str, list[dict[str, Any]]]
 ) -> None:
     root = tmp_path / "x"
-    wave = sound("named", seconds=2, rate=RATE)
-    for path in (root / "audio/v.flac", tmp_path / "secret.flac"):
+    for path in (root / "audio/v.flac", root / "audio/k.flac", tmp_path / "secret.flac"):
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encoded(wave))
+        path.write_bytes(encoded(sound(path.name, seconds=2, rate=RATE)))
 
     def named(path: object) -> dict[str, Any]:
         return {"bytes": None, "path": str(path)}
@@ -247,14 +246,14 @@ def test_cells_that_only_name_a_file_lead_to_it_below_the_root_only(
     row = {
         **rows["train"][0],
         "vocals": named(root / "audio/v.flac"),
-        "kit": named("audio/v.flac"),
+        "kit": named("audio/k.flac"),
         "low": named(tmp_path / "secret.flac"),
         "mix": named("../secret.flac"),
     }
     # `datasets` itself would read these files and write what is in them.
     pq.write_table(pa.Table.from_pylist([row, rows["train"][1]]), root / "train.parquet")
     song = scanned(layout, root)["a"]
-    assert [stem.path for stem in song.stems] == ["audio/v.flac", "audio/v.flac", str(tmp_path / "secret.flac")]
+    assert [stem.path for stem in song.stems] == ["audio/v.flac", "audio/k.flac", str(tmp_path / "secret.flac")]
     assert [stem.frames for stem in song.stems] == [2 * RATE, 2 * RATE, None]
     assert ("outside_root", "low") in song_codes(song)
     assert song.mixture is None
