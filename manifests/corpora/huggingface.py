@@ -12,6 +12,7 @@ subset: fold                       # column that tells the subset; without it th
 subsets: {dev: validation, "3": test}        # value of that column, or split -> train | validation | test
 extra: [artist, title]             # columns that stand in the song's ``extra``
 labels: {BGVOX: backing vocals}    # label -> instrument, where the vocabulary does not know
+residual_db: -20                   # the stems sum to the mixture: what may be left, at most
 
 The root is a folder of Parquet files, one that ``save_to_disk`` wrote, or an ``audiofolder`` (audio files and a
 metadata.csv or .jsonl with ``<column>_file_name``); or the URL of such a folder: ``hf://datasets/OWNER/NAME`` is one
@@ -71,6 +72,7 @@ class HuggingFace:
     subsets: dict[str, str] = field(default_factory=dict)
     extra: tuple[str, ...] = ()
     labels: dict[str, str] = field(default_factory=dict)
+    residual_db: float | None = None
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -79,7 +81,7 @@ class HuggingFace:
             raw = read_mapping(path)
         except ValueError as error:
             raise CorpusError(f"layout {path}: {error}") from None
-        known = ("kind", *_TEXTS, *_MAPPINGS, "extra")
+        known = ("kind", *_TEXTS, *_MAPPINGS, "extra", "residual_db")
         if unknown := sorted(str(key) for key in raw.keys() - set(known)):
             raise CorpusError(f"{path}: unknown key {', '.join(unknown)}; known: {', '.join(sorted(known))}")
         if missing := [key for key in _REQUIRED if not raw.get(key)]:
@@ -96,10 +98,13 @@ class HuggingFace:
         extra = raw.get("extra") or []
         if not isinstance(extra, list):
             raise CorpusError(f"{path}: extra is a list of columns, not {type(extra).__name__}")
+        residual = raw.get("residual_db")
+        if residual is not None and (isinstance(residual, bool) or not isinstance(residual, int | float)):
+            raise CorpusError(f"{path}: residual_db is a number, not {residual!r}")
         for subset in typed["subsets"].values():
             if subset not in SUBSETS:
                 raise CorpusError(f"{path}: subset {subset!r} is none of {', '.join(SUBSETS)}")
-        return cls(**typed, extra=tuple(_text(path, "extra", name) for name in extra))
+        return cls(**typed, residual_db=residual, extra=tuple(_text(path, "extra", name) for name in extra))
 
     def songs(self, root: Path) -> Iterator[SongListing]:
         """List songs in the order of the data set's rows; a file that cannot be read is a song with that problem.
@@ -172,6 +177,7 @@ class HuggingFace:
             subset=subset or "train",
             stems=tuple(stems),
             mixture=row.values[self.mixture] if self.mixture else None,
+            residual_db=self.residual_db,
             license=self.license,
             problems=tuple(problems),
             extra={name: json.loads(json.dumps(row.values[name], default=str)) for name in self.extra},

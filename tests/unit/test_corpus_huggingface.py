@@ -194,6 +194,11 @@ def test_rows_that_share_an_id_are_told_apart_by_content(
     }
 
 
+def test_what_may_be_left_of_the_mixture_is_handed_on(parquet: Path, tmp_path: Path) -> None:
+    layout = write_hf_layout(tmp_path / "hf.yaml", residual_db=-20)
+    assert {song.residual_db for song in listed(str(layout), parquet).values()} == {-20}
+
+
 def test_numbers_are_ids_too(tmp_path: Path, layout: str, rows: dict[str, list[dict[str, Any]]]) -> None:
     root = write_hf(tmp_path / "x", {"train": [{**row, "track": number} for number, row in enumerate(rows["train"])]})
     assert list(listed(layout, root)) == ["0", "1", "2"]
@@ -282,6 +287,7 @@ def test_broken_cells_and_files_are_problems_of_songs(
         ({"stems": ["a"]}, ("stems is a mapping",)),
         ({"id": ["a"]}, ("id is a text",)),
         ({"extra": "title"}, ("extra is a list",)),
+        ({"residual_db": "low"}, ("residual_db is a number",)),
         ({"subsets": {"a": "dev"}}, ("'dev'", "train, validation, test")),
     ],
 )
