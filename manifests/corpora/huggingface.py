@@ -32,12 +32,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
+import yaml
+
 from manifests import roots
 from manifests.cells import Audio, open_table
 from manifests.corpora.base import SongListing, StemListing, read_mapping
 from manifests.errors import CorpusError
 from manifests.remote import RemoteFile
-from manifests.songs import SUBSETS, Problem
+from manifests.songs import SUBSETS, Problem, inside
 
 KIND = "huggingface"
 _SPLITS = {name: name for name in SUBSETS} | dict.fromkeys(("valid", "val", "dev", "eval"), "validation")
@@ -201,6 +203,7 @@ def _files(root: Path, origin: str, config: str | None) -> Iterator[tuple[str, s
     if any((root / name).exists() for name in ("dataset_dict.json", "state.json")):
         yield from _saved(root, origin)
         return
+    _check_card(root, origin)
     with tempfile.TemporaryDirectory(prefix="mgeldm-datasets-") as cache:
         try:
             # It sorts files into splits; no row is read.
@@ -215,6 +218,31 @@ def _files(root: Path, origin: str, config: str | None) -> Iterator[tuple[str, s
                 yield str(split), _relative(root, path)
     if not found:
         raise CorpusError(f"{origin}: no Parquet file and no {' or '.join(_METADATA)} here")
+
+
+def _check_card(root: Path, origin: str) -> None:
+    """Raise CorpusError when the data set's card leads elsewhere: `datasets` would follow it."""
+    card = inside(root, "README.md")
+    if card is None:
+        raise CorpusError(f"{origin}: README.md is a link that leaves the root")
+    if not card.is_file():
+        return
+    try:
+        head = card.read_text(encoding="utf-8", errors="replace").removeprefix("---\n").partition("\n---")[0]
+        texts = [*_texts((yaml.safe_load(head) or {}).get("configs"))]
+    # A card that is plain text says nothing of files.
+    except (yaml.YAMLError, AttributeError, ValueError, RecursionError):
+        return
+    if foreign := [text for text in texts if "://" in text or text.startswith("/") or ".." in text.split("/")]:
+        raise CorpusError(f"{origin}: README.md says that data lies at {foreign[0]!r}; only what is below is read")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
 
 
 def _saved(root: Path, origin: str) -> Iterator[tuple[str, str]]:

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from manifests.corpora import SongListing, get_corpus
 from manifests.roots import locate
@@ -322,6 +323,32 @@ def test_a_folder_without_a_data_set_is_refused(tmp_path: Path, layout: str, mak
     root.mkdir()
     make(root)
     refused(lambda: listed(layout, root), str(root))
+
+
+@pytest.mark.parametrize(
+    "path", ["https://host.invalid/x.parquet", "hf://datasets/a/b/x.parquet", "../secret/*.parquet", "/etc/*"]
+)
+def test_a_card_that_leads_elsewhere_is_refused(
+    tmp_path: Path, layout: str, rows: dict[str, list[dict[str, Any]]], path: str
+) -> None:
+    write_hf(tmp_path / "secret", {"train": rows["train"]})
+    root = write_hf(tmp_path / "x", rows)
+    card = {"configs": [{"config_name": "default", "data_files": [{"split": "train", "path": [path]}]}]}
+    (root / "README.md").write_text(f"---\n{yaml.safe_dump(card)}---\n# A data set\n")
+    refused(lambda: listed(layout, root), str(root), "README.md", path)
+
+
+def test_a_link_to_a_table_elsewhere_is_not_followed(
+    tmp_path: Path, layout: str, rows: dict[str, list[dict[str, Any]]]
+) -> None:
+    secret = write_hf(tmp_path / "secret", {"test": rows["test"]})
+    root = write_hf(tmp_path / "x", {"train": rows["train"]})
+    (root / "data/test-00000-of-00001.parquet").symlink_to(secret / "data/test-00000-of-00001.parquet")
+    songs = listed(layout, root)
+    assert "d" not in songs
+    (problem,) = songs["data/test-00000-of-00001.parquet"].problems
+    assert problem.code == "metadata"
+    assert "leaves the root" in problem.detail
 
 
 def test_listing_writes_nothing_below_the_root(parquet: Path, audiofolder: Path, saved: Path, layout: str) -> None:
