@@ -36,7 +36,7 @@ import yaml
 
 from manifests import roots
 from manifests.cells import Audio, open_table
-from manifests.corpora.base import SongListing, StemListing, read_mapping
+from manifests.corpora.base import SongListing, StemListing, read_mapping, read_metadata
 from manifests.errors import CorpusError
 from manifests.remote import RemoteFile
 from manifests.songs import SUBSETS, Problem, inside
@@ -246,19 +246,19 @@ def _texts(value: Any) -> Iterator[str]:
 
 
 def _saved(root: Path, origin: str) -> Iterator[tuple[str, str]]:
-    """The Arrow files of ``save_to_disk``."""
-    import datasets
-
+    """The Arrow files of ``save_to_disk``. Its own reader would follow whatever names of files stand there."""
     if origin != str(root):
         raise CorpusError(f"{origin}: what save_to_disk wrote is read from a local disk only; save it as Parquet")
     try:
-        saved = datasets.load_from_disk(str(root))
-    except Exception as error:
-        raise CorpusError(f"{origin}: no data set here ({' '.join(str(error).split())})") from None
-    splits = saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
-    for split, part in splits.items():
-        for file in part.cache_files:
-            yield str(split), _relative(root, file["filename"])
+        several = (root / "dataset_dict.json").exists()
+        splits = read_metadata(root, "dataset_dict.json").get("splits") if several else [""]
+        for split in splits or ():
+            folder = f"{split}/" if split else ""
+            state = read_metadata(root, f"{folder}state.json")
+            for file in state["_data_files"]:
+                yield str(split or state.get("_split") or "train"), f"{folder}{file['filename']}"
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorpusError(f"{origin}: not as save_to_disk writes it ({type(error).__name__}: {error})") from None
 
 
 def _relative(root: Path, path: str) -> str:

@@ -338,6 +338,21 @@ def test_a_card_that_leads_elsewhere_is_refused(
     refused(lambda: listed(layout, root), str(root), "README.md", path)
 
 
+def test_a_saved_data_set_may_be_one_split_and_names_files_below_the_root_only(
+    tmp_path: Path, layout: str, rows: dict[str, list[dict[str, Any]]]
+) -> None:
+    root = tmp_path / "x"
+    hf_dataset(rows["train"]).save_to_disk(str(root))
+    assert {name: song.subset for name, song in listed(layout, root).items()} == dict.fromkeys("abc", "train")
+    shutil.copy(root / "data-00000-of-00001.arrow", tmp_path / "secret.arrow")
+    state = json.loads((root / "state.json").read_text())
+    (root / "state.json").write_text(json.dumps(state | {"_data_files": [{"filename": "../secret.arrow"}]}))
+    (song,) = listed(layout, root).values()
+    assert "leaves the root" in song.problems[0].detail
+    (root / "state.json").write_text("{}")
+    refused(lambda: listed(layout, root), str(root), "_data_files")
+
+
 def test_a_link_to_a_table_elsewhere_is_not_followed(
     tmp_path: Path, layout: str, rows: dict[str, list[dict[str, Any]]]
 ) -> None:
