@@ -12,6 +12,7 @@ subset: fold                       # column that tells the subset; without it th
 subsets: {dev: validation, "3": test}        # value of that column, or split -> train | validation | test
 extra: [artist, title]             # columns that stand in the song's ``extra``
 labels: {BGVOX: backing vocals}    # label -> instrument, where the vocabulary does not know
+residual_db: -20                   # the stems sum to the mixture: what may be left, at most
 
 The root is a folder of Parquet files, one that ``save_to_disk`` wrote, or an ``audiofolder`` (audio files and a
 metadata.csv or .jsonl with ``<column>_file_name``); or the URL of such a folder: ``hf://datasets/OWNER/NAME`` is one
@@ -31,12 +32,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Self
 
+import yaml
+
 from manifests import roots
 from manifests.cells import Audio, open_table
-from manifests.corpora.base import SongListing, StemListing, read_mapping
+from manifests.corpora.base import SongListing, StemListing, read_mapping, read_metadata
 from manifests.errors import CorpusError
 from manifests.remote import RemoteFile
-from manifests.songs import SUBSETS, Problem
+from manifests.songs import SUBSETS, Problem, inside
 
 KIND = "huggingface"
 _SPLITS = {name: name for name in SUBSETS} | dict.fromkeys(("valid", "val", "dev", "eval"), "validation")
@@ -71,6 +74,7 @@ class HuggingFace:
     subsets: dict[str, str] = field(default_factory=dict)
     extra: tuple[str, ...] = ()
     labels: dict[str, str] = field(default_factory=dict)
+    residual_db: float | None = None
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -79,7 +83,7 @@ class HuggingFace:
             raw = read_mapping(path)
         except ValueError as error:
             raise CorpusError(f"layout {path}: {error}") from None
-        known = ("kind", *_TEXTS, *_MAPPINGS, "extra")
+        known = ("kind", *_TEXTS, *_MAPPINGS, "extra", "residual_db")
         if unknown := sorted(str(key) for key in raw.keys() - set(known)):
             raise CorpusError(f"{path}: unknown key {', '.join(unknown)}; known: {', '.join(sorted(known))}")
         if missing := [key for key in _REQUIRED if not raw.get(key)]:
@@ -96,10 +100,13 @@ class HuggingFace:
         extra = raw.get("extra") or []
         if not isinstance(extra, list):
             raise CorpusError(f"{path}: extra is a list of columns, not {type(extra).__name__}")
+        residual = raw.get("residual_db")
+        if residual is not None and (isinstance(residual, bool) or not isinstance(residual, int | float)):
+            raise CorpusError(f"{path}: residual_db is a number, not {residual!r}")
         for subset in typed["subsets"].values():
             if subset not in SUBSETS:
                 raise CorpusError(f"{path}: subset {subset!r} is none of {', '.join(SUBSETS)}")
-        return cls(**typed, extra=tuple(_text(path, "extra", name) for name in extra))
+        return cls(**typed, residual_db=residual, extra=tuple(_text(path, "extra", name) for name in extra))
 
     def songs(self, root: Path) -> Iterator[SongListing]:
         """List songs in the order of the data set's rows; a file that cannot be read is a song with that problem.
@@ -172,6 +179,7 @@ class HuggingFace:
             subset=subset or "train",
             stems=tuple(stems),
             mixture=row.values[self.mixture] if self.mixture else None,
+            residual_db=self.residual_db,
             license=self.license,
             problems=tuple(problems),
             extra={name: json.loads(json.dumps(row.values[name], default=str)) for name in self.extra},
@@ -195,6 +203,7 @@ def _files(root: Path, origin: str, config: str | None) -> Iterator[tuple[str, s
     if any((root / name).exists() for name in ("dataset_dict.json", "state.json")):
         yield from _saved(root, origin)
         return
+    _check_card(root, origin)
     with tempfile.TemporaryDirectory(prefix="mgeldm-datasets-") as cache:
         try:
             # It sorts files into splits; no row is read.
@@ -211,20 +220,45 @@ def _files(root: Path, origin: str, config: str | None) -> Iterator[tuple[str, s
         raise CorpusError(f"{origin}: no Parquet file and no {' or '.join(_METADATA)} here")
 
 
-def _saved(root: Path, origin: str) -> Iterator[tuple[str, str]]:
-    """The Arrow files of ``save_to_disk``."""
-    import datasets
+def _check_card(root: Path, origin: str) -> None:
+    """Raise CorpusError when the data set's card leads elsewhere: `datasets` would follow it."""
+    card = inside(root, "README.md")
+    if card is None:
+        raise CorpusError(f"{origin}: README.md is a link that leaves the root")
+    if not card.is_file():
+        return
+    try:
+        head = card.read_text(encoding="utf-8", errors="replace").removeprefix("---\n").partition("\n---")[0]
+        texts = [*_texts((yaml.safe_load(head) or {}).get("configs"))]
+    # A card that is plain text says nothing of files.
+    except (yaml.YAMLError, AttributeError, ValueError, RecursionError):
+        return
+    if foreign := [text for text in texts if "://" in text or text.startswith("/") or ".." in text.split("/")]:
+        raise CorpusError(f"{origin}: README.md says that data lies at {foreign[0]!r}; only what is below is read")
 
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _texts(item)
+
+
+def _saved(root: Path, origin: str) -> Iterator[tuple[str, str]]:
+    """The Arrow files of ``save_to_disk``. Its own reader would follow whatever names of files stand there."""
     if origin != str(root):
         raise CorpusError(f"{origin}: what save_to_disk wrote is read from a local disk only; save it as Parquet")
     try:
-        saved = datasets.load_from_disk(str(root))
-    except Exception as error:
-        raise CorpusError(f"{origin}: no data set here ({' '.join(str(error).split())})") from None
-    splits = saved if isinstance(saved, dict) else {str(saved.split or "train"): saved}
-    for split, part in splits.items():
-        for file in part.cache_files:
-            yield str(split), _relative(root, file["filename"])
+        several = (root / "dataset_dict.json").exists()
+        splits = read_metadata(root, "dataset_dict.json").get("splits") if several else [""]
+        for split in splits or ():
+            folder = f"{split}/" if split else ""
+            state = read_metadata(root, f"{folder}state.json")
+            for file in state["_data_files"]:
+                yield str(split or state.get("_split") or "train"), f"{folder}{file['filename']}"
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorpusError(f"{origin}: not as save_to_disk writes it ({type(error).__name__}: {error})") from None
 
 
 def _relative(root: Path, path: str) -> str:

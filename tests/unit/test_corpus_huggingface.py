@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import yaml
 
 from manifests.corpora import SongListing, get_corpus
 from manifests.roots import locate
@@ -194,6 +195,11 @@ def test_rows_that_share_an_id_are_told_apart_by_content(
     }
 
 
+def test_what_may_be_left_of_the_mixture_is_handed_on(parquet: Path, tmp_path: Path) -> None:
+    layout = write_hf_layout(tmp_path / "hf.yaml", residual_db=-20)
+    assert {song.residual_db for song in listed(str(layout), parquet).values()} == {-20}
+
+
 def test_numbers_are_ids_too(tmp_path: Path, layout: str, rows: dict[str, list[dict[str, Any]]]) -> None:
     root = write_hf(tmp_path / "x", {"train": [{**row, "track": number} for number, row in enumerate(rows["train"])]})
     assert list(listed(layout, root)) == ["0", "1", "2"]
@@ -282,6 +288,7 @@ def test_broken_cells_and_files_are_problems_of_songs(
         ({"stems": ["a"]}, ("stems is a mapping",)),
         ({"id": ["a"]}, ("id is a text",)),
         ({"extra": "title"}, ("extra is a list",)),
+        ({"residual_db": "low"}, ("residual_db is a number",)),
         ({"subsets": {"a": "dev"}}, ("'dev'", "train, validation, test")),
     ],
 )
@@ -316,6 +323,47 @@ def test_a_folder_without_a_data_set_is_refused(tmp_path: Path, layout: str, mak
     root.mkdir()
     make(root)
     refused(lambda: listed(layout, root), str(root))
+
+
+@pytest.mark.parametrize(
+    "path", ["https://host.invalid/x.parquet", "hf://datasets/a/b/x.parquet", "../secret/*.parquet", "/etc/*"]
+)
+def test_a_card_that_leads_elsewhere_is_refused(
+    tmp_path: Path, layout: str, rows: dict[str, list[dict[str, Any]]], path: str
+) -> None:
+    write_hf(tmp_path / "secret", {"train": rows["train"]})
+    root = write_hf(tmp_path / "x", rows)
+    card = {"configs": [{"config_name": "default", "data_files": [{"split": "train", "path": [path]}]}]}
+    (root / "README.md").write_text(f"---\n{yaml.safe_dump(card)}---\n# A data set\n")
+    refused(lambda: listed(layout, root), str(root), "README.md", path)
+
+
+def test_a_saved_data_set_may_be_one_split_and_names_files_below_the_root_only(
+    tmp_path: Path, layout: str, rows: dict[str, list[dict[str, Any]]]
+) -> None:
+    root = tmp_path / "x"
+    hf_dataset(rows["train"]).save_to_disk(str(root))
+    assert {name: song.subset for name, song in listed(layout, root).items()} == dict.fromkeys("abc", "train")
+    shutil.copy(root / "data-00000-of-00001.arrow", tmp_path / "secret.arrow")
+    state = json.loads((root / "state.json").read_text())
+    (root / "state.json").write_text(json.dumps(state | {"_data_files": [{"filename": "../secret.arrow"}]}))
+    (song,) = listed(layout, root).values()
+    assert "leaves the root" in song.problems[0].detail
+    (root / "state.json").write_text("{}")
+    refused(lambda: listed(layout, root), str(root), "_data_files")
+
+
+def test_a_link_to_a_table_elsewhere_is_not_followed(
+    tmp_path: Path, layout: str, rows: dict[str, list[dict[str, Any]]]
+) -> None:
+    secret = write_hf(tmp_path / "secret", {"test": rows["test"]})
+    root = write_hf(tmp_path / "x", {"train": rows["train"]})
+    (root / "data/test-00000-of-00001.parquet").symlink_to(secret / "data/test-00000-of-00001.parquet")
+    songs = listed(layout, root)
+    assert "d" not in songs
+    (problem,) = songs["data/test-00000-of-00001.parquet"].problems
+    assert problem.code == "metadata"
+    assert "leaves the root" in problem.detail
 
 
 def test_listing_writes_nothing_below_the_root(parquet: Path, audiofolder: Path, saved: Path, layout: str) -> None:
