@@ -5,10 +5,11 @@ import numpy.typing as npt
 import scipy.fft
 from scipy.signal import get_window
 
+from mgeldm import kernels
 from mgeldm.audio import Wave
 
 WINDOW = 4096
-HOP_S = 4.0
+HOP_S = 10.0
 """One window is looked at in this many seconds, where it sounds: the mean of some tells as much as that of all."""
 TRACE = 1e-6
 """Share of the energy that may lie above the bandwidth."""
@@ -37,9 +38,10 @@ class Spectrum:
     def add(self, signal: Wave) -> None:
         """The next samples ``[n]``."""
         while (offset := self._begin + self._filled - self._position) < len(signal):
-            if not self._filled and (still := _silence(signal[offset : offset + WINDOW])):
+            if not self._filled:
+                still = kernels.first_above(signal[offset:], _SOUNDS)
                 self._begin += still
-                continue
+                offset += still
             piece = signal[offset : offset + WINDOW - self._filled]
             self._window[self._filled : self._filled + len(piece)] = piece
             self._filled += len(piece)
@@ -59,12 +61,6 @@ class Spectrum:
         bins = scipy.fft.rfft(self._window * self._shape)
         self._power += np.square(bins.real, dtype=np.float64) + np.square(bins.imag, dtype=np.float64)
         self._filled, self._count = 0, self._count + 1
-
-
-def _silence(signal: Wave) -> int:
-    """How many samples ``[n]`` pass until it sounds; n if it does not."""
-    sounds = np.abs(signal) > _SOUNDS
-    return int(np.argmax(sounds)) if sounds.any() else len(signal)
 
 
 def bandwidth(power: npt.NDArray[np.float64], rate: int, cut_db: float) -> tuple[float | None, bool]:

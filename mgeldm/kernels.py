@@ -32,6 +32,15 @@ def survey(bits):  # type: ignore[no-untyped-def]
     return largest, zeros != 0
 
 
+@_compiled
+def first_above(signal, magnitude):  # type: ignore[no-untyped-def]
+    """Index of the first sample of ``[n]`` beyond a magnitude, n if there is none."""
+    for index in range(signal.size):
+        if abs(signal[index]) > magnitude:
+            return index
+    return signal.size
+
+
 @_reordered
 def mean_of_channels(block):  # type: ignore[no-untyped-def]
     """``[n, channels] -> [n]``, float32."""
@@ -97,10 +106,15 @@ def _total_and_energy(values):  # type: ignore[no-untyped-def]
 
 @_reordered
 def _convolve(padded, taps, out):  # type: ignore[no-untyped-def]
+    """The last ``out.size`` of the samples ``padded``, filtered into ``out``; returns their sum and energy as well."""
     t0, t1, t2, t3, t4, t5, t6, t7, t8 = taps
+    total = energy = 0.0
     for index in range(out.size):
+        value = padded[index + 8]
+        total += value
+        energy += value * value
         out[index] = (
-            t0 * padded[index + 8]
+            t0 * value
             + t1 * padded[index + 7]
             + t2 * padded[index + 6]
             + t3 * padded[index + 5]
@@ -110,6 +124,7 @@ def _convolve(padded, taps, out):  # type: ignore[no-untyped-def]
             + t7 * padded[index + 1]
             + t8 * padded[index]
         )
+    return total, energy
 
 
 @_compiled
@@ -138,16 +153,17 @@ def frame_sums(block, position, rate, taps, poles, history, state, squares, weig
                 padded[8 : 8 + size] = flat[begin:end]
             else:
                 padded[8 : 8 + size] = flat[begin * channels + channel : end * channels : channels]
-            total, square = _total_and_energy(padded[8 : 8 + size])
-            totals[channel] += total
-            squares[channel, frame] += square
             if channel < len(state):
                 s = state[channel]
-                _convolve(padded, nine, driven[:size])
+                total, square = _convolve(padded, nine, driven[:size])
                 energy, after = _recurse(driven[:size], four, (s[0], s[1], s[2], s[3], s[4], s[5], s[6], s[7]))
                 weighted[channel, frame] += energy
                 for index in range(8):
                     s[index] = after[index]
+            else:
+                total, square = _total_and_energy(padded[8 : 8 + size])
+            totals[channel] += total
+            squares[channel, frame] += square
             for index in range(8):
                 padded[index] = padded[size + index]
             begin, frame = end, frame + 1

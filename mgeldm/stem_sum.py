@@ -13,7 +13,7 @@ from mgeldm.audio import Wave, fit
 
 LAG_S = 0.05
 """Lags up to this are looked for, either way."""
-SEARCH_S = 30.0
+SEARCH_S = 10.0
 """The lag is that of the first so many seconds in which both sound."""
 
 _SOUNDING = 1e-6
