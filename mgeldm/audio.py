@@ -335,11 +335,16 @@ def _check_end(path: Path | Blob, sound: soundfile.SoundFile, file: BinaryIO) ->
 
 
 def _ogg_ends(file: BinaryIO, size: int) -> bool:
-    """Whether the last page of an Ogg file says that it is the last."""
+    """Whether the last page of an Ogg file is whole and says that it is the last."""
     file.seek(max(0, size - 2 * _OGG_PAGE))
-    tail = file.read(2 * _OGG_PAGE)
-    page = tail.rfind(b"OggS\0")
-    return page >= 0 and len(tail) > page + 5 and bool(tail[page + 5] & 4)
+    tail = file.read()
+    begin = tail.rfind(b"OggS\0")
+    # Pages are not that long: the end is hidden by something else.
+    if begin < 0:
+        return True
+    page = tail[begin:]
+    lengths = page[27 : 27 + page[26]] if len(page) > 26 else b""
+    return len(page) >= 27 + len(lengths) + sum(lengths) and bool(page[5] & 4)
 
 
 @contextmanager

@@ -38,7 +38,7 @@ class Place:
 Maker = Callable[[Path, Place], object]
 
 
-# --- bytes -------------------------------------------------------------------------------------------------------------
+# Bytes.
 
 
 @cache
@@ -104,7 +104,7 @@ def broadcast_wav() -> bytes:
     return data[:12] + b"bext" + struct.pack("<I", 602) + bytes(602) + data[12:]
 
 
-# --- one file ----------------------------------------------------------------------------------------------------------
+# One file.
 
 
 def write(make: Callable[[], bytes]) -> Maker:
@@ -164,7 +164,7 @@ def streams(count: int, share: float = 1.0) -> Maker:
     return make
 
 
-# --- out of the root ---------------------------------------------------------------------------------------------------
+# Out of the root.
 
 
 def link(target: str) -> Maker:
@@ -213,7 +213,7 @@ def samples_elsewhere(path: Path, place: Place) -> None:
     path.write_bytes(data.replace(here, there))
 
 
-# --- no file -----------------------------------------------------------------------------------------------------------
+# No file.
 
 
 def pipe(path: Path, _: Place) -> None:
@@ -241,7 +241,7 @@ def socket_file(path: Path, _: Place) -> None:
         server.bind(path.name)
 
 
-# --- songs -------------------------------------------------------------------------------------------------------------
+# Songs.
 
 
 def copied(*names: str) -> Maker:
@@ -274,7 +274,7 @@ def folder_links(path: Path, _: Place) -> None:
         (path / name).symlink_to(target)
 
 
-# --- metadata ----------------------------------------------------------------------------------------------------------
+# Metadata.
 
 
 def tracks(*more: tuple[str, object]) -> Maker:
@@ -329,7 +329,7 @@ def merge_bomb(depth: int = 10, width: int = 9) -> str:
     return "\n".join(["m0: &m0 {k: v}", *rows, ""])
 
 
-# --- access, and changes while a file is read --------------------------------------------------------------------------
+# Access, and changes while a file is read.
 
 
 def file_of_sound(path: Path, _: Place) -> None:
@@ -360,7 +360,7 @@ def replaced(path: Path, _: Place) -> None:
     os.replace(write_sound(path.with_name("new.wav"), sound("new", seconds=0.75), RATE), path)
 
 
-# --- roots and layouts -------------------------------------------------------------------------------------------------
+# Roots and layouts.
 
 
 def made_folder(path: Path) -> Path:
@@ -371,6 +371,12 @@ def made_folder(path: Path) -> Path:
 def made_pipe(path: Path) -> Path:
     os.mkfifo(path)
     return path
+
+
+def linked_subset(root: Path) -> None:
+    """A root whose folder of training songs is elsewhere."""
+    root.mkdir()
+    (root / "train").symlink_to(made_folder(root.with_name("elsewhere")))
 
 
 def misnamed(root: Path) -> Path:

@@ -403,9 +403,7 @@ def root_of(corpus: str, make: Callable[[Path], object]) -> Callable[[Path, Path
 REFUSALS: list[Refusal] = [
     Refusal("no such corpus", lambda folder, root: ("nonsense", root), "no such corpus"),
     Refusal("no layout file", lambda folder, root: (folder / "none.yaml", root), "No such file"),
-    Refusal(
-        "a folder as layout", lambda folder, root: (by.made_folder(folder / "layout.yaml"), root), "Is a directory"
-    ),
+    Refusal("a folder as layout", lambda folder, root: (by.made_folder(folder / "layout.yaml"), root), "not a file"),
     Refusal("a pipe as layout", lambda folder, root: (by.made_pipe(folder / "layout.yaml"), root), "not a file"),
     Refusal("an empty layout", layout_text(""), "a mapping was expected"),
     Refusal("a layout of a billion laughs", layout_text(by.bomb() + "name: *a9\n"), "aliases"),
@@ -427,6 +425,10 @@ REFUSALS: list[Refusal] = [
     Refusal("a layout with a name that leaves its folder", layout(name="../x"), "a name is"),
     Refusal("a layout with a subset that is none", layout(subset="dev"), "subset 'dev'"),
     Refusal("no root", root_of("slakh2100", lambda path: None), "no such folder"),
+    *(
+        Refusal(f"a subset of {corpus} out of the root", root_of(corpus, by.linked_subset), "leaves the root")
+        for corpus in ("slakh2100", "musdb18")
+    ),
     Refusal("a file as root", root_of("slakh2100", Path.touch), "no such folder"),
     Refusal("a link to itself as root", root_of("slakh2100", lambda path: path.symlink_to(path)), "no such folder"),
     *(
@@ -448,7 +450,7 @@ REFUSALS: list[Refusal] = [
 ]
 
 
-# --- making them -------------------------------------------------------------------------------------------------------
+# Making them.
 
 
 def song_name(kind: Kind) -> str:

@@ -11,6 +11,7 @@ import soundfile
 
 from manifests.errors import AudioError
 from mgeldm import audio
+from tests.support.breaking import Place, coded, flac_saying, sparse_rf64, sparse_wav, wav_of_bytes
 from tests.support.sounds import sound, write_sound, write_streams
 
 RATE = 16_000
@@ -264,3 +265,34 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
     thread.start()
     thread.join(5)
     assert seen == ["unreadable"]
+
+
+def test_a_file_of_days_is_not_begun(tmp_path: Path) -> None:
+    for path, write in ((tmp_path / "a.wav", sparse_wav), (tmp_path / "b.wav", sparse_rf64)):
+        write(path, Place(tmp_path, tmp_path))
+        for action in (audio.probe, audio.read):
+            assert error_of(path, action).code == "unreadable"
+            assert "hours by its header, 24 can be used" in str(error_of(path, action))
+
+
+def test_a_file_that_goes_on_is_read_as_far_as_its_header_says_but_not_to_its_end(tmp_path: Path) -> None:
+    for name, data, frames in (("a.wav", wav_of_bytes(16_000), 8_000), ("a.flac", flac_saying(1_000, 20), 1_000)):
+        path = tmp_path / name
+        path.write_bytes(data)
+        assert audio.probe(path).frames == frames
+        assert audio.read(path, frames=frames).shape == (1, frames)
+        assert error_of(path).code == "longer"
+        assert f"bytes follow the {frames} frames" in str(error_of(path))
+
+
+def test_ogg_without_its_last_page_is_truncated(tmp_path: Path) -> None:
+    path = tmp_path / "a.ogg"
+    whole = coded(".ogg")
+    for data, code in (
+        (whole, None),
+        (whole + b"junk" * 100, None),
+        (whole[: whole.rindex(b"OggS")], "truncated"),
+        (whole[:-1], "truncated"),
+    ):
+        path.write_bytes(data)
+        assert (error_of(path).code if code else audio.read(path).shape[1]) == (code or 32_000)
