@@ -11,8 +11,10 @@ import hashlib
 from array import array
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from itertools import islice, pairwise
+from operator import attrgetter
 
 import numpy as np
 import numpy.typing as npt
@@ -40,11 +42,12 @@ _LANDMARKS = 96
 # What is this much quieter than the loudest frame is left to codecs and noise.
 _FLOOR_DB = 40.0
 # How far coding moves a projection of level and of tilt, in dB.
-_NOISE_DB = np.repeat(np.array([1.0, 0.15], np.float32), _BITS // 2)
+_NOISE_DB = (1.0, 0.15)
 # With fewer landmarks than this (songs under about 20 s) one that is shared makes a candidate, else two.
 _FEW_LANDMARKS = 40
 # How many places after a song in the list of one landmark are compared with it: many copies of a song lie in chains.
-_NEIGHBOURS = 16
+_NEIGHBOURS = 8
+_BLOCK = 4096
 _LAG_BITS = 20
 
 # Between real songs and copies of them (128 and 48 kbit/s AAC, Vorbis, resampled to 16 kHz, gains, cuts within a frame)
@@ -57,10 +60,23 @@ _LEVEL_AGREES, _TILT_AGREES, _LEVEL_APART_DB = 0.92, 0.85, 2.0
 _LEAST_COURSE_DB = 1.0
 
 
+def judged_together(songs: Sequence[Song]) -> list[Song]:
+    """The songs with their problems of `CROSS_SONG` found anew; all else stays."""
+    found = cross_song_problems(sorted(songs, key=attrgetter("song_id")))
+    return [
+        replace(
+            song,
+            problems=(*(p for p in song.problems if p.code not in CROSS_SONG), *found.get(song.song_id, ())),
+        )
+        for song in songs
+    ]
+
+
 def cross_song_problems(songs: Iterable[Song]) -> dict[str, tuple[Problem, ...]]:
     """The problems of `CROSS_SONG` by song id, of the songs that have any. Each detail names the other songs.
 
-    ``songs`` may be a stream: only hashes of fingerprints, works and sketches are kept. Songs that their corpus leaves
+    ``songs`` come in the order of their ids, as a manifest has them, since a detail names the first few. They may be a
+    stream: only hashes of fingerprints, works and sketches are kept. Songs that their corpus leaves
     out are left out here too.
     """
     seen = _Seen()
@@ -233,10 +249,12 @@ def _course(sketch: bytes) -> Course:
 
 
 def _projections() -> Floats:
-    """``[2, taps, bits / 2]``: for level and for tilt; of mean 0, so that gain is nothing to them, and of length 1."""
-    drawn = np.random.default_rng(0).standard_normal((2, (_SPAN - 1) // _STEP + 1, _BITS // 2))
-    drawn -= drawn.mean(axis=1, keepdims=True)
-    return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True), np.float32)
+    """``[2, bits / 2, taps]``: for level and for tilt; of mean 0, so that gain is nothing to them, and of length 1, in
+    units of `_NOISE_DB`."""
+    drawn = np.random.default_rng(0).standard_normal((2, _BITS // 2, (_SPAN - 1) // _STEP + 1))
+    drawn -= drawn.mean(axis=2, keepdims=True)
+    drawn /= np.linalg.norm(drawn, axis=2, keepdims=True)
+    return np.asarray(drawn / np.reshape(_NOISE_DB, (2, 1, 1)), np.float32)
 
 
 _PROJECTIONS = _projections()
@@ -250,15 +268,14 @@ def _landmarks(sketch: bytes) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int
         return np.zeros(0, np.int32), np.zeros(0, np.int32)
     values = np.concatenate(
         [
-            np.lib.stride_tricks.sliding_window_view(curve, _SPAN)[:, ::_STEP] @ projection
+            projection @ np.lib.stride_tricks.sliding_window_view(curve, len(curve) - _SPAN + 1)[::_STEP]
             for curve, projection in zip(courses, _PROJECTIONS, strict=True)
-        ],
-        axis=1,
+        ]
     )
-    margin = np.pad((np.abs(values) / _NOISE_DB).min(axis=1), 1)
+    margin = np.pad(np.abs(values).min(axis=0), 1)
     peaks = np.flatnonzero((margin[1:-1] > margin[:-2]) & (margin[1:-1] >= margin[2:]))
     frames = peaks[np.argsort(-margin[peaks + 1], kind="stable")[:_LANDMARKS]]
-    return frames.astype(np.int32), (values[frames] > 0) @ _BIT_VALUES
+    return frames.astype(np.int32), _BIT_VALUES @ (values[:, frames] > 0)
 
 
 def _candidates(sketches: Sequence[bytes]) -> Iterator[tuple[int, int, int]]:
@@ -272,24 +289,32 @@ def _candidates(sketches: Sequence[bytes]) -> Iterator[tuple[int, int, int]]:
     del found
     order = np.lexsort((songs, signs))
     frames, signs, songs = frames[order], signs[order], songs[order]
-    keys: list[Ints] = []
-    for distance in range(1, _NEIGHBOURS + 1):
-        pairs = np.flatnonzero((signs[distance:] == signs[:-distance]) & (songs[distance:] != songs[:-distance]))
-        first, second = songs[pairs].astype(np.int64), songs[pairs + distance].astype(np.int64)
-        lag = frames[pairs].astype(np.int64) - frames[pairs + distance]
-        keys.append(((first * len(sketches) + second) << _LAG_BITS) + lag + (1 << (_LAG_BITS - 1)))
-    unique, votes = np.unique(np.concatenate(keys), return_counts=True)
+    blocks = songs // _BLOCK
+    # The pairs of all songs at once would take many times the memory of the table.
+    for block in range(len(sketches) // _BLOCK + 1):
+        keys = []
+        for distance in range(1, _NEIGHBOURS + 1):
+            same = (signs[distance:] == signs[:-distance]) & (songs[distance:] != songs[:-distance])
+            pairs = np.flatnonzero(same & (blocks[:-distance] == block))
+            pair = songs[pairs].astype(np.int64) * len(sketches) + songs[pairs + distance]
+            lag = frames[pairs].astype(np.int64) - frames[pairs + distance]
+            keys.append((pair << _LAG_BITS) + lag + (1 << (_LAG_BITS - 1)))
+        yield from _voted(np.concatenate(keys), counts)
+
+
+def _voted(keys: Ints, counts: Ints) -> Iterator[tuple[int, int, int]]:
+    """The pairs and lags among ``keys`` that have enough landmarks in common, sorted, most landmarks first."""
+    unique, votes = np.unique(keys, return_counts=True)
     # A copy that begins between two frames has landmarks on either side.
     adjacent = np.diff(unique) == 1
     whole = votes.copy()
     whole[1:] += votes[:-1] * adjacent
     whole[:-1] += votes[1:] * adjacent
-    pair, lag = unique >> _LAG_BITS, (unique & ((1 << _LAG_BITS) - 1)) - (1 << (_LAG_BITS - 1))
-    first, second = pair // len(sketches), pair % len(sketches)
+    first, second = np.divmod(unique >> _LAG_BITS, len(counts))
     chosen = whole >= np.where(np.minimum(counts[first], counts[second]) < _FEW_LANDMARKS, 1, 2)
-    first, second, lag, whole = (column[chosen] for column in (first, second, lag, whole))
-    order = np.lexsort((lag, -whole, second, first))
-    for index in order:
+    first, second, whole = first[chosen], second[chosen], whole[chosen]
+    lag = (unique[chosen] & ((1 << _LAG_BITS) - 1)) - (1 << (_LAG_BITS - 1))
+    for index in np.lexsort((lag, -whole, second, first)):
         yield int(first[index]), int(second[index]), int(lag[index])
 
 
@@ -316,7 +341,19 @@ def _alike(one: Course, other: Course, lag: int) -> bool:
         and (level - level_2).std() <= _LEVEL_APART_DB
         and _correlation(level, level_2) >= _LEVEL_AGREES
         and _correlation(tilt, tilt_2) >= _TILT_AGREES
+        and not _repeats(level)
     )
+
+
+def _repeats(level: Floats) -> bool:
+    """Whether the course is one pattern again and again: two such songs agree when only their tempo does."""
+    course, size = level - level.mean(), len(level)
+    power = np.square(np.abs(np.fft.rfft(course, 2 * size)))
+    mean_products = np.fft.irfft(power)[: size // 2] / (size - np.arange(size // 2))
+    away = mean_products[_SMOOTH:]
+    # What lies next to a frame is like it anyhow: only what comes after the first fall counts.
+    fallen = np.flatnonzero(away < 0)
+    return bool(fallen.size and away[fallen[0] :].max() >= _LEVEL_AGREES * course.var())
 
 
 def _correlation(one: Floats, other: Floats) -> float:

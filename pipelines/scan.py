@@ -15,6 +15,7 @@ import numpy as np
 
 from manifests.atomic import canonical_json, content_hash
 from manifests.corpora import Corpus, SongListing, StemListing, get_corpus
+from manifests.duplicates import judged_together
 from manifests.errors import AudioError, CorpusError, ManifestError
 from manifests.labels import UNMAPPED, lookup
 from manifests.problems import Effect, effect
@@ -102,7 +103,7 @@ def scan(
     if known:
         logger.warning("%s: %d songs of an earlier scan are not among these corpora and leave it", out, len(known))
     reused = len(songs)
-    songs += _measure_all(waiting, journal, identity, config, runner)
+    songs = judged_together(songs + _measure_all(waiting, journal, identity, config, runner))
     write_songs(out, songs, {"config": identity})
     shutil.rmtree(journal, ignore_errors=True)
     return ScanSummary(

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from manifests.labels import lookup
@@ -64,7 +63,7 @@ def large_songs(count: int, *, stems: int = 8, seed: int = 0) -> Iterator[Song]:
 
 
 def _course(rng: np.random.Generator, frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """Level and tilt of 100 ms frames in dB: sections, a beat of the song's own tempo, and chance, ``[frames]`` each."""
+    """Level and tilt of 100 ms frames in dB, ``[frames]`` each: sections, a beat of the song's own tempo, and chance."""
     period, time = rng.uniform(3.5, 9.0), np.arange(frames)
     sections = np.repeat(rng.normal(0, 4, frames // 150 + 1), 150)[:frames]
     accents = np.tile(rng.normal(0, 3, 16), frames // 16 + 1)[(time / period).astype(int) % 16]
