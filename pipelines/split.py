@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -13,8 +13,8 @@ import numpy.typing as npt
 
 from manifests.errors import ConfigError
 from manifests.labels import lookup, phrase
-from manifests.songs import ACTIVITY_FRAME_S, Song, Stem, read_songs
-from manifests.splits import Plan, Split, Window, window_id, write_splits
+from manifests.songs import ACTIVITY_FRAME_S, Song, Stem, iter_songs
+from manifests.splits import Plan, PlanRows, SongWindows, Split, Window, window_id
 
 Activity = npt.NDArray[np.bool_]
 
@@ -77,30 +77,33 @@ def split(songs: Path, out: Path, *, config: SplitConfig | None = None) -> Split
         ManifestError: the manifest cannot be used.
     """
     config = config or SplitConfig()
-    plan = make_plan(read_songs(songs), config)
-    write_splits(out, plan)
-    sources = Counter(split.source_text for window in plan.windows for split in window.splits)
+    rows, passed_over, sources = PlanRows(), Counter[str](), Counter[str]()
+    planned = windows = 0
+    for song in iter_songs(songs):
+        found = _song_windows(song, config, passed_over)
+        if found.starts_s:
+            rows.add(found)
+            planned += 1
+            windows += len(found.starts_s)
+            sources.update(found.splits[index].source_text for chosen in found.chosen for index in chosen)
+    passed = dict(sorted(passed_over.items()))
+    rows.write(out, asdict(config), passed)
     return SplitSummary(
-        songs=len({window.song_id for window in plan.windows}),
-        windows=len(plan.windows),
+        songs=planned,
+        windows=windows,
         splits=sources.total(),
-        hours=sum(window.duration_s for window in plan.windows) / 3600,
+        hours=windows * config.window_s / 3600,
         sources=dict(sources.most_common()),
-        passed_over=plan.passed_over,
+        passed_over=passed,
     )
 
 
-def make_plan(songs: Sequence[Song], config: SplitConfig) -> Plan:
+def make_plan(songs: Iterable[Song], config: SplitConfig) -> Plan:
     """The plan over ``songs``; does not depend on their order."""
     passed_over: Counter[str] = Counter()
     windows: list[Window] = []
     for song in sorted(songs, key=lambda song: song.song_id):
-        if not song.usable_stems:
-            passed_over["song unusable (see its problems)"] += 1
-        elif song.duration_s < config.min_song_s:
-            passed_over[f"song shorter than {config.min_song_s:g} s"] += 1
-        else:
-            windows += _song_windows(song, config, passed_over)
+        windows += _song_windows(song, config, passed_over).windows()
     return Plan(windows=tuple(windows), config=asdict(config), passed_over=dict(sorted(passed_over.items())))
 
 
@@ -116,25 +119,35 @@ def window_starts(duration_s: float, window_s: float, hop_s: float) -> list[floa
     return [start / 1000 for start in starts]
 
 
-def _song_windows(song: Song, config: SplitConfig, passed_over: Counter[str]) -> Iterator[Window]:
-    candidates = _candidates(song.usable_stems, config)
-    for start in window_starts(song.duration_s, config.window_s, config.hop_s or config.window_s):
-        splits = [split for split, source, submix in candidates if _is_active(source, submix, start, config)]
-        if not splits:
+def _song_windows(song: Song, config: SplitConfig, passed_over: Counter[str]) -> SongWindows:
+    """The windows of a song, none where it cannot be used; ``passed_over`` counts what was not planned."""
+    starts: list[float] = []
+    if not song.usable_stems:
+        passed_over["song unusable (see its problems)"] += 1
+    elif song.duration_s < config.min_song_s:
+        passed_over[f"song shorter than {config.min_song_s:g} s"] += 1
+    else:
+        starts = window_starts(song.duration_s, config.window_s, config.hop_s or config.window_s)
+    splits = _candidates(song.usable_stems, config) if starts else []
+    planned, chosen = [], []
+    for start, active in zip(starts, _active(song.usable_stems, splits, starts, config), strict=True):
+        found = np.flatnonzero(active).tolist()
+        if found:
+            planned.append(start)
+            chosen.append(_draw(found, window_id(song.song_id, start), config))
+        else:
             passed_over["window without an active source beside an active submix"] += 1
-            continue
-        key = window_id(song.song_id, start)
-        yield Window(
-            window_id=key,
-            song_id=song.song_id,
-            start_s=start,
-            duration_s=config.window_s,
-            splits=_draw(splits, key, config),
-        )
+    return SongWindows(
+        song_id=song.song_id,
+        duration_s=config.window_s,
+        splits=tuple(splits),
+        starts_s=tuple(planned),
+        chosen=tuple(chosen),
+    )
 
 
-def _candidates(stems: Sequence[Stem], config: SplitConfig) -> list[tuple[Split, Activity, Activity]]:
-    """Every split of a song, with the activity of its source and of its submix on the song's time."""
+def _candidates(stems: Sequence[Stem], config: SplitConfig) -> list[Split]:
+    """Every split of a song."""
     found = []
     for instrument in sorted({stem.instrument for stem in stems}):
         source = [stem for stem in stems if stem.instrument == instrument]
@@ -146,29 +159,40 @@ def _candidates(stems: Sequence[Stem], config: SplitConfig) -> list[tuple[Split,
                 source_text=instrument,
                 submix_text=phrase(stem.instrument for stem in submix),
             )
-            found.append((split, _activity(source), _activity(submix)))
+            found.append(split)
     return found
 
 
+def _active(stems: Sequence[Stem], splits: Sequence[Split], starts: Sequence[float], config: SplitConfig) -> Activity:
+    """Which splits sound on both sides long enough in the windows at ``starts``: ``[starts, splits]``."""
+    sounding = {stem.stem_id: row for stem, row in zip(stems, _activity(stems), strict=True)}
+    count = round(config.window_s / ACTIVITY_FRAME_S)
+    first = np.rint(np.array(starts) / ACTIVITY_FRAME_S).astype(np.int64)
+    both = np.ones((len(starts), len(splits)), np.bool_)
+    for number, split in enumerate(splits):
+        for side, floor in ((split.source, config.min_source_active), (split.submix, config.min_submix_active)):
+            sums = np.cumsum(np.any([sounding[stem_id] for stem_id in side], axis=0))
+            sums = np.concatenate([[0], sums])
+            frames = sums[np.minimum(first + count, len(sums) - 1)] - sums[np.minimum(first, len(sums) - 1)]
+            both[:, number] &= frames / count >= floor
+    return both
+
+
 def _activity(stems: Sequence[Stem]) -> Activity:
-    """100 ms frames of the song in which any of the stems sounds."""
+    """100 ms frames of the song in which each stem sounds, ``[stems, frames]``."""
     rows = []
     for stem in stems:
         lead = round(stem.offset_frames / (stem.sample_rate or 1) / ACTIVITY_FRAME_S)
         rows.append(np.concatenate([np.zeros(lead, dtype=np.bool_), stem.active()]))
-    total = np.zeros(max(row.size for row in rows), dtype=np.bool_)
-    for row in rows:
-        total[: row.size] |= row
+    total = np.zeros((len(rows), max((row.size for row in rows), default=0)), dtype=np.bool_)
+    for line, row in zip(total, rows, strict=True):
+        line[: row.size] = row
     return total
 
 
-def _is_active(source: Activity, submix: Activity, start_s: float, config: SplitConfig) -> bool:
-    first, count = round(start_s / ACTIVITY_FRAME_S), round(config.window_s / ACTIVITY_FRAME_S)
-    shares = [frames[first : first + count].sum() / count for frames in (source, submix)]
-    return bool(shares[0] >= config.min_source_active and shares[1] >= config.min_submix_active)
-
-
-def _draw(splits: list[Split], key: str, config: SplitConfig) -> tuple[Split, ...]:
+def _draw(splits: list[int], key: str, config: SplitConfig) -> tuple[int, ...]:
+    if len(splits) <= config.splits_per_window:
+        return tuple(splits)
     digest = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
     rng = np.random.default_rng(np.random.SeedSequence([config.seed, digest]))
     chosen = rng.permutation(len(splits))[: config.splits_per_window]

@@ -63,7 +63,7 @@ def large_songs(count: int, *, stems: int = 8, seed: int = 0) -> Iterator[Song]:
 
 
 def _course(rng: np.random.Generator, frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """Level and tilt of 100 ms frames in dB, ``[frames]`` each: sections, a beat of the song's own tempo, and chance."""
+    """Level and tilt of 100 ms frames in dB, ``[frames]`` each: sections, a beat of the song's own tempo, chance."""
     period, time = rng.uniform(3.5, 9.0), np.arange(frames)
     sections = np.repeat(rng.normal(0, 4, frames // 150 + 1), 150)[:frames]
     accents = np.tile(rng.normal(0, 3, 16), frames // 16 + 1)[(time / period).astype(int) % 16]
