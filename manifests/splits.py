@@ -5,6 +5,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -81,9 +82,14 @@ def window_id(song_id: str, start_s: float) -> str:
 
     It carries a readable part of the song id, a hash over all of it, and the start in milliseconds.
     """
+    return f"{_song_key(song_id)}-{round(start_s * 1000):08d}"
+
+
+@lru_cache(maxsize=1024)
+def _song_key(song_id: str) -> str:
     readable = re.sub(r"[^A-Za-z0-9]+", "_", song_id).strip("_")[-48:]
     digest = hashlib.sha256(song_id.encode("utf-8", "surrogateescape")).hexdigest()[:8]
-    return f"{readable}-{digest}-{round(start_s * 1000):08d}"
+    return f"{readable}-{digest}"
 
 
 def write_splits(path: Path | str, plan: Plan) -> None:

@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -128,10 +129,11 @@ def _song_windows(song: Song, config: SplitConfig, passed_over: Counter[str]) ->
         passed_over[f"song shorter than {config.min_song_s:g} s"] += 1
     else:
         starts = window_starts(song.duration_s, config.window_s, config.hop_s or config.window_s)
-    splits = _candidates(song.usable_stems, config) if starts else []
+    stems = song.usable_stems if starts else ()
+    splits = _candidates(tuple((stem.stem_id, stem.instrument) for stem in stems), config.exclude)
     planned, chosen = [], []
-    for start, active in zip(starts, _active(song.usable_stems, splits, starts, config), strict=True):
-        found = np.flatnonzero(active).tolist()
+    for start, active in zip(starts, _active(stems, splits, starts, config).tolist(), strict=True):
+        found = [number for number, both in enumerate(active) if both]
         if found:
             planned.append(start)
             chosen.append(_draw(found, window_id(song.song_id, start), config))
@@ -140,42 +142,46 @@ def _song_windows(song: Song, config: SplitConfig, passed_over: Counter[str]) ->
     return SongWindows(
         song_id=song.song_id,
         duration_s=config.window_s,
-        splits=tuple(splits),
+        splits=splits,
         starts_s=tuple(planned),
         chosen=tuple(chosen),
     )
 
 
-def _candidates(stems: Sequence[Stem], config: SplitConfig) -> list[Split]:
-    """Every split of a song."""
+# The songs of a corpus often have the same stems.
+@lru_cache(maxsize=1024)
+def _candidates(stems: tuple[tuple[str, str], ...], exclude: tuple[str, ...]) -> tuple[Split, ...]:
+    """Every split of a song of ``stems``, pairs of id and instrument."""
     found = []
-    for instrument in sorted({stem.instrument for stem in stems}):
-        source = [stem for stem in stems if stem.instrument == instrument]
-        submix = [stem for stem in stems if stem.instrument != instrument]
-        if submix and instrument not in config.exclude and not lookup(instrument).aggregate:
+    for instrument in sorted({name for _, name in stems}):
+        source = tuple(stem_id for stem_id, name in stems if name == instrument)
+        submix = [(stem_id, name) for stem_id, name in stems if name != instrument]
+        if submix and instrument not in exclude and not lookup(instrument).aggregate:
             split = Split(
-                source=tuple(stem.stem_id for stem in source),
-                submix=tuple(stem.stem_id for stem in submix),
+                source=source,
+                submix=tuple(stem_id for stem_id, _ in submix),
                 source_text=instrument,
-                submix_text=phrase(stem.instrument for stem in submix),
+                submix_text=phrase(name for _, name in submix),
             )
             found.append(split)
-    return found
+    return tuple(found)
 
 
 def _active(stems: Sequence[Stem], splits: Sequence[Split], starts: Sequence[float], config: SplitConfig) -> Activity:
     """Which splits sound on both sides long enough in the windows at ``starts``: ``[starts, splits]``."""
-    sounding = {stem.stem_id: row for stem, row in zip(stems, _activity(stems), strict=True)}
+    sides = [side for split in splits for side in (split.source, split.submix)]
+    taken = np.array([[stem.stem_id in side for stem in stems] for side in sides], np.float32)
+    if not taken.size:
+        return np.zeros((len(starts), len(splits)), np.bool_)
     count = round(config.window_s / ACTIVITY_FRAME_S)
     first = np.rint(np.array(starts) / ACTIVITY_FRAME_S).astype(np.int64)
-    both = np.ones((len(starts), len(splits)), np.bool_)
-    for number, split in enumerate(splits):
-        for side, floor in ((split.source, config.min_source_active), (split.submix, config.min_submix_active)):
-            sums = np.cumsum(np.any([sounding[stem_id] for stem_id in side], axis=0))
-            sums = np.concatenate([[0], sums])
-            frames = sums[np.minimum(first + count, len(sums) - 1)] - sums[np.minimum(first, len(sums) - 1)]
-            both[:, number] &= frames / count >= floor
-    return both
+    sounding = taken @ _activity(stems).astype(np.float32) > 0
+    sums = np.zeros((len(sides), sounding.shape[1] + 1), np.int32)
+    np.cumsum(sounding, axis=1, out=sums[:, 1:])
+    begin, end = (np.minimum(frame, sounding.shape[1]) for frame in (first, first + count))
+    shares = ((sums[:, end] - sums[:, begin]) / count).reshape(len(splits), 2, len(starts))
+    enough = shares >= np.array([config.min_source_active, config.min_submix_active])[:, None]
+    return np.asarray(enough.all(axis=1).T)
 
 
 def _activity(stems: Sequence[Stem]) -> Activity:
