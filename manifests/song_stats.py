@@ -7,6 +7,8 @@ from typing import Any
 from manifests.labels import UNMAPPED
 from manifests.queries import opened
 
+Rows = list[tuple[str, ...]]
+
 _ACTIVE = "coalesce(bit_count(activity::BIT), 0)"
 _FRAMES = "coalesce((frames * 10 + sample_rate - 1) // sample_rate, 0)"
 
@@ -162,3 +164,80 @@ def _by(value: str) -> str:
 
 def _part(row: tuple[Any, ...]) -> Part:
     return Part(**dict(zip(Part.__slots__, row, strict=True)))
+
+
+def table(stats: SongStats) -> str:
+    """The figures as text, one block of aligned columns after another."""
+    blocks: list[Rows] = [
+        [
+            ("songs", f"{stats.songs:,}"),
+            ("usable", f"{stats.usable:,}"),
+            ("with problems", f"{stats.songs_with_problems:,}"),
+            ("stems", f"{stats.stems:,}"),
+            ("hours", f"{stats.hours:,.2f}"),
+            ("stem hours", f"{stats.stem_hours:,.2f}"),
+            ("active", share(stats.active)),
+        ],
+        [("corpus", "subset", "songs", "usable", "stems", "hours"), *map(_group_line, stats.groups)],
+        [("family", "stems", "songs", "hours", "active", "LUFS"), *map(_part_line, stats.families)],
+        [("instrument", "stems", "songs", "hours", "active", "LUFS"), *map(_part_line, stats.instruments)],
+    ]
+    if loud := stats.loudness:
+        figures = (f"{value:.1f}" for value in (loud.least, loud.low, loud.median, loud.high, loud.most))
+        blocks.append([("LUFS of stems", "least", "5 %", "median", "95 %", "most"), (f"{loud.stems:,}", *figures)])
+    counted: list[tuple[str, dict[Any, int]]] = [
+        ("sample rate (Hz)", stats.sample_rates),
+        ("channels", stats.channels),
+        ("bandwidth (kHz)", stats.bandwidth_khz),
+        ("problem", stats.problems),
+        ("unmapped label", stats.unmapped),
+    ]
+    for title, counts in counted:
+        if counts:
+            head = (title, "count" if counts is stats.problems else "stems")
+            blocks.append([head, *((one_line(str(name)), f"{count:,}") for name, count in counts.items())])
+    licences = [
+        (one_line(name) or "none given", f"{found['songs']:,}", f"{found['hours']:,.2f}")
+        for name, found in stats.licenses.items()
+    ]
+    blocks.append([("licence", "songs", "hours"), *licences])
+    return "\n\n".join(_aligned(block) for block in blocks if len(block) > 1)
+
+
+def share(value: float | None) -> str:
+    """A share in percent, or a dash."""
+    return "-" if value is None else f"{value:.1%}"
+
+
+def one_line(text: str) -> str:
+    """Labels and licences are other people's words, and may hold anything."""
+    return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+
+
+def _group_line(group: Group) -> tuple[str, ...]:
+    figures = (f"{group.songs:,}", f"{group.usable:,}", f"{group.stems:,}", f"{group.hours:,.2f}")
+    return (one_line(group.corpus), one_line(group.subset), *figures)
+
+
+def _part_line(part: Part) -> tuple[str, ...]:
+    lufs = "-" if part.lufs is None else f"{part.lufs:.1f}"
+    return (
+        one_line(part.name),
+        f"{part.stems:,}",
+        f"{part.songs:,}",
+        f"{part.hours:,.2f}",
+        share(part.active),
+        lufs,
+    )
+
+
+def _aligned(rows: Rows) -> str:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    words = 2 if rows[0][1:2] == ("subset",) else 1
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if column < words else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    )
