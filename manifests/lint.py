@@ -106,14 +106,31 @@ def _file_faults(schema: pa.Schema) -> Iterator[tuple[str, str]]:
         yield "version", "no mgeldm.songs.version in the file's metadata"
     elif found != SONGS_VERSION.encode():
         yield "version", f"version {found.decode(errors='replace')}, this program reads {SONGS_VERSION}"
-    for field in SONGS_SCHEMA:
-        if field.name not in schema.names:
-            yield "schema", f"column {field.name} is missing ({field.type})"
-        elif not schema.field(field.name).type.equals(field.type):
-            yield "schema", f"column {field.name} is {schema.field(field.name).type}, not {field.type}"
-    for name in schema.names:
-        if name not in SONGS_SCHEMA.names:
-            yield "schema", f"column {name} is not known"
+    faults = list(_field_faults(schema, SONGS_SCHEMA, "column "))
+    if not faults and not schema.equals(SONGS_SCHEMA, check_metadata=False):
+        faults = ["columns or their fields stand in another order"]
+    yield from (("schema", fault) for fault in faults)
+
+
+def _field_faults(found: pa.Schema | pa.StructType, wanted: pa.Schema | pa.StructType, prefix: str) -> Iterator[str]:
+    known = {field.name: field for field in found}
+    for field in wanted:
+        name = prefix + field.name
+        if field.name not in known:
+            yield f"{name} is missing ({field.type})"
+            continue
+        other = known.pop(field.name)
+        kind, other_kind = field.type, other.type
+        while pa.types.is_list(kind) and pa.types.is_list(other_kind):
+            kind, other_kind = kind.value_type, other_kind.value_type
+        if pa.types.is_struct(kind) and pa.types.is_struct(other_kind):
+            yield from _field_faults(other_kind, kind, f"{name}.")
+        elif not kind.equals(other_kind):
+            yield f"{name} is {other.type}, not {field.type}"
+        if other.nullable != field.nullable:
+            yield f"{name} {'may' if other.nullable else 'must not'} be null"
+    for name in known:
+        yield f"{prefix}{name} is not known"
 
 
 def _song_faults(row: Row, audio: bool) -> Iterator[tuple[str, str]]:

@@ -9,7 +9,7 @@ from manifests.queries import opened
 
 Rows = list[tuple[str, ...]]
 
-_ACTIVE = "coalesce(bit_count(activity::BIT), 0)"
+_ACTIVE = "coalesce(bit_count(TRY_CAST(activity AS BIT)), 0)"
 _FRAMES = "coalesce((frames * 10 + sample_rate - 1) // sample_rate, 0)"
 
 

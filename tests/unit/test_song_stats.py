@@ -141,7 +141,7 @@ def test_the_table_is_aligned_and_holds_every_figure(manifest: Path) -> None:
     assert blocks["LUFS of stems"][1].split() == ["3", "-30.0", "-29.0", "-20.4", "-11.5", "-10.5"]
     assert blocks["unmapped label"][1].split("  ")[0] == "zither of doom"
     assert blocks["licence"][1].startswith("none given")
-    assert "piano           1      1   0.00       -      -" in blocks["instrument"]
+    assert "piano               1      1   0.00       -      -" in blocks["instrument"]
 
 
 def test_figures_are_plain_json(manifest: Path) -> None:
