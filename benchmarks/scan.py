@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from benchmarks.result import EXAMPLES, LOCAL, SOURCES, Result
 from manifests.songs import Song, read_songs

@@ -140,6 +140,55 @@ def _corpus(arguments: Sequence[str]) -> int:
     return OK
 
 
+def _songs(arguments: Sequence[str]) -> int:
+    parser = _parser("songs", "mgeldm songs filter songs.parquet --where \"corpus == 'moisesdb'\" --out small.parquet")
+    parser.add_argument("action", choices=["stats", "filter", "lint"], help="figures; a smaller manifest; a check")
+    parser.add_argument("manifest", type=Path, help="manifest of `mgeldm scan`, or one that somebody else wrote")
+    parser.add_argument("--page", type=Path, help="stats: HTML page to write, with plots")
+    parser.add_argument("--where", help="filter: SQL over the columns, hours, instruments, has_problem('leak'), ...")
+    parser.add_argument("--out", type=Path, help="filter: manifest to write")
+    parser.add_argument("--audio", action="store_true", help="lint: also look whether the files are there")
+    parsed = parser.parse_args(list(arguments))
+    for option, action in {"page": "stats", "where": "filter", "out": "filter", "audio": "lint"}.items():
+        if parsed[option] and parsed.action != action:
+            raise ConfigError(f"--{option} belongs to `mgeldm songs {action}`")
+    return {"stats": _songs_stats, "filter": _songs_filter, "lint": _songs_lint}[parsed.action](parsed)
+
+
+def _songs_stats(parsed: "Namespace") -> int:
+    from manifests.song_stats import song_stats, table
+
+    stats = song_stats(parsed.manifest)
+    if parsed.page:
+        from pipelines.report import report
+
+        report(parsed.manifest, parsed.page)
+    print(json.dumps(asdict(stats)) if parsed.json else table(stats))
+    return OK
+
+
+def _songs_filter(parsed: "Namespace") -> int:
+    from manifests.queries import filter_songs
+
+    if not parsed.where or not parsed.out:
+        raise ConfigError("filter needs --where EXPRESSION and --out FILE")
+    _show(asdict(filter_songs(parsed.manifest, parsed.where, parsed.out)), parsed.json)
+    return OK
+
+
+def _songs_lint(parsed: "Namespace") -> int:
+    from manifests.lint import lint_songs
+
+    findings = list(lint_songs(parsed.manifest, audio=parsed.audio))
+    if parsed.json:
+        print(json.dumps({"findings": [asdict(finding) for finding in findings]}))
+    else:
+        for finding in findings:
+            print(f"{finding.code} {finding.song_id or parsed.manifest}: {finding.detail}")
+        print(f"{len(findings):,} findings" if findings else "nothing wrong")
+    return FAILED_ITEMS if findings else OK
+
+
 def _split(arguments: Sequence[str]) -> int:
     from pipelines.split import SplitConfig, split
 
@@ -329,6 +378,7 @@ COMMANDS: dict[str, tuple[str, Command]] = {
     "demo": ("The whole road on two small corpora, with a report page", _demo),
     "corpus": ("The corpora that scan knows by name", _corpus),
     "scan": ("Corpora on disk to a measured manifest, songs.parquet", _scan),
+    "songs": ("Figures, filters and a check of a manifest", _songs),
     "split": ("Manifest to a plan of windows and splits, splits.parquet", _split),
     "encode": ("Plan to WebDataset shards of latents and embeddings", _encode),
     "shards": ("Check the shards of a data set", _shards),

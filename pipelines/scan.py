@@ -13,6 +13,7 @@ from typing import Any
 
 from manifests.atomic import canonical_json, content_hash
 from manifests.corpora import Corpus, SongListing, StemListing, get_corpus
+from manifests.duplicates import judged_together
 from manifests.errors import CorpusError, ManifestError
 from manifests.labels import UNMAPPED, lookup
 from manifests.roots import OpenRoot, container, open_root, state
@@ -103,7 +104,7 @@ def scan(
     if known:
         logger.warning("%s: %d songs of an earlier scan are not among these corpora and leave it", out, len(known))
     reused = len(songs)
-    songs += _measure_all(waiting, journal, identity, config, runner)
+    songs = judged_together(songs + _measure_all(waiting, journal, identity, config, runner))
     write_songs(out, songs, {"config": identity})
     shutil.rmtree(journal, ignore_errors=True)
     return ScanSummary(
