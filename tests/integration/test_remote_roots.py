@@ -90,7 +90,7 @@ def test_what_changes_in_a_bucket_is_measured_again(slakh: Path, traffic: Traffi
     after = scanned("slakh2100", url, tmp_path / "songs.parquet")
     assert after[song].stems[0].fingerprint == before["train/Track00002"].stems[0].fingerprint
     assert ("no_audio", None) in codes(after["test/Track00004"])
-    assert after["train/Track00002"] == before["train/Track00002"]
+    assert after["train/Track00002"].stems == before["train/Track00002"].stems
     assert not any("Track00002" in path and path.endswith(AUDIO) for _, path, _ in traffic.requests)
     # Encode finds the bucket changed since the scan.
     old = before[song]
