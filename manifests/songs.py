@@ -2,8 +2,9 @@
 
 import json
 import os
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -20,6 +21,9 @@ from manifests.problems import PROBLEMS, Effect, effect
 SONGS_VERSION = "2"
 ACTIVITY_FRAME_S = 0.1
 SUBSETS = ("train", "validation", "test")
+ROW_GROUP = 10_000
+"""Rows of one row group of a table."""
+_BATCH = 1_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +45,7 @@ class Stem:
 
     stem_id: str
     path: str
-    """Path below the corpus root, with forward slashes."""
+    """Path below the corpus root, with forward slashes; ``<table>.parquet#<row>/<column>`` is a cell of a table."""
     stream: int | None = None
     """Index among the audio streams of a multi-stream file."""
     channel: int | None = None
@@ -93,7 +97,7 @@ class Song:
     """Corpus name, a slash, and the song's own path or id in the corpus."""
     corpus: str
     root: str
-    """Folder that the paths of this row are below."""
+    """Folder, or URL that fsspec reaches, that the paths of this row are below (see `manifests.roots`)."""
     subset: str
     sample_rate: int | None = None
     """Highest rate among the readable stems."""
@@ -187,9 +191,48 @@ SONGS_SCHEMA = pa.schema(
 
 def write_table(path: Path | str, table: pa.Table, kind: str, version: str, metadata: dict[str, str]) -> None:
     """Write a Parquet table atomically, with its kind and version in the file's metadata."""
+    write_batches(path, [table], table.schema, kind, version, metadata)
+
+
+def write_batches(
+    path: Path | str, tables: Iterable[pa.Table], schema: pa.Schema, kind: str, version: str, metadata: dict[str, str]
+) -> None:
+    """`write_table` of a table that comes in parts; parts of `ROW_GROUP` rows give the bytes of the whole."""
     keys = {f"mgeldm.{kind}.version": version} | {f"mgeldm.{key}": value for key, value in metadata.items()}
-    with atomic_path(path) as temporary:
-        pq.write_table(table.replace_schema_metadata(keys), temporary, compression="zstd", row_group_size=10_000)
+    with (
+        atomic_path(path) as temporary,
+        pq.ParquetWriter(temporary, schema.with_metadata(keys), compression="zstd") as writer,
+    ):
+        for table in tables:
+            writer.write_table(table.replace_schema_metadata(keys), row_group_size=ROW_GROUP)
+
+
+@contextmanager
+def open_table(
+    path: Path | str, kind: str, version: str, schema: pa.Schema
+) -> Iterator[tuple[pq.ParquetFile, dict[str, str]]]:
+    """Open a table written by `write_table`; check kind, version and schema. Yields the open file and its metadata.
+
+    Raises:
+        ManifestError: no such file, not Parquet, another kind or version, or other columns.
+    """
+    if not Path(path).exists():
+        raise ManifestError(f"{path}: no such file; it is made by an earlier stage (see `mgeldm --help`)")
+    try:
+        with pq.ParquetFile(path) as file:
+            found = file.schema_arrow
+            entries = (found.metadata or {}).items()
+            raw = {key.decode(errors="replace"): value.decode(errors="replace") for key, value in entries}
+            number = raw.get(f"mgeldm.{kind}.version")
+            if number is None:
+                raise ManifestError(f"{path}: not a {kind} table of mgeldm (no version in its metadata)")
+            if number != version:
+                raise ManifestError(f"{path}: {kind} version {number}, this program reads {version}; make it anew")
+            if not found.equals(schema, check_metadata=False):
+                raise ManifestError(f"{path}: columns differ from the {kind} schema version {version}; make it anew")
+            yield file, {key.removeprefix("mgeldm."): value for key, value in raw.items() if key.startswith("mgeldm.")}
+    except (pa.ArrowException, OSError) as error:
+        raise ManifestError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())})") from None
 
 
 def read_table(path: Path | str, kind: str, version: str, schema: pa.Schema) -> tuple[pa.Table, dict[str, str]]:
@@ -198,22 +241,8 @@ def read_table(path: Path | str, kind: str, version: str, schema: pa.Schema) -> 
     Raises:
         ManifestError: no such file, not Parquet, another kind or version, or other columns.
     """
-    if not Path(path).exists():
-        raise ManifestError(f"{path}: no such file; it is made by an earlier stage (see `mgeldm --help`)")
-    try:
-        table = pq.ParquetFile(path).read()
-    except (pa.ArrowException, OSError) as error:
-        raise ManifestError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())})") from None
-    entries = (table.schema.metadata or {}).items()
-    raw = {key.decode(errors="replace"): value.decode(errors="replace") for key, value in entries}
-    found = raw.get(f"mgeldm.{kind}.version")
-    if found is None:
-        raise ManifestError(f"{path}: not a {kind} table of mgeldm (no version in its metadata)")
-    if found != version:
-        raise ManifestError(f"{path}: {kind} version {found}, this program reads {version}; make it anew")
-    if not table.schema.equals(schema, check_metadata=False):
-        raise ManifestError(f"{path}: columns differ from the {kind} schema version {version}; make it anew")
-    return table, {key.removeprefix("mgeldm."): value for key, value in raw.items() if key.startswith("mgeldm.")}
+    with open_table(path, kind, version, schema) as (file, metadata):
+        return file.read(), metadata
 
 
 def write_songs(path: Path | str, songs: Iterable[Song], metadata: dict[str, str] | None = None) -> None:
@@ -222,22 +251,52 @@ def write_songs(path: Path | str, songs: Iterable[Song], metadata: dict[str, str
     for first, second in pairwise(ordered):
         if first.song_id == second.song_id:
             raise ManifestError(f"{first.song_id}: two songs with this id, below {first.root} and {second.root}")
-    rows = [asdict(song) | {"extra": canonical_json(song.extra)} for song in ordered]
-    write_table(path, pa.Table.from_pylist(rows, schema=SONGS_SCHEMA), "songs", SONGS_VERSION, metadata or {})
+    tables = (song_rows(ordered[begin : begin + ROW_GROUP]) for begin in range(0, len(ordered), ROW_GROUP))
+    write_batches(path, tables, SONGS_SCHEMA, "songs", SONGS_VERSION, metadata or {})
+
+
+def song_rows(songs: Iterable[Song]) -> pa.Table:
+    """Songs as rows of the manifest."""
+    return pa.Table.from_pylist([_row(song) for song in songs], schema=SONGS_SCHEMA)
+
+
+def iter_songs(path: Path | str) -> Iterator[Song]:
+    """The songs of a manifest in the order of their ids, read as they are asked for: memory does not grow with them.
+
+    Raises:
+        ManifestError: the file is missing or is no manifest of this version.
+    """
+    with open_table(path, "songs", SONGS_VERSION, SONGS_SCHEMA) as (file, _):
+        for batch in file.iter_batches(batch_size=_BATCH):
+            try:
+                yield from [_song(row) for row in batch.to_pylist()]
+            except json.JSONDecodeError as error:
+                raise ManifestError(f"{path}: a row's extra is not JSON ({error}); scan anew") from None
 
 
 def read_songs(path: Path | str) -> list[Song]:
-    """Read a manifest. Raises ManifestError when the file is missing or is no manifest of this version."""
-    table, _ = read_table(path, "songs", SONGS_VERSION, SONGS_SCHEMA)
-    try:
-        return [_song(row) for row in table.to_pylist()]
-    except json.JSONDecodeError as error:
-        raise ManifestError(f"{path}: a row's extra is not JSON ({error}); scan anew") from None
+    """Read a whole manifest. Raises ManifestError when the file is missing or is no manifest of this version."""
+    return list(iter_songs(path))
 
 
 def songs_metadata(path: Path | str) -> dict[str, str]:
     """The key-value metadata of a manifest, such as the configuration it was measured with."""
-    return read_table(path, "songs", SONGS_VERSION, SONGS_SCHEMA)[1]
+    with open_table(path, "songs", SONGS_VERSION, SONGS_SCHEMA) as (_, metadata):
+        return metadata
+
+
+def _row(song: Song) -> dict[str, Any]:
+    # Not dataclasses.asdict: it copies every value deeply, which takes most of the time of a large manifest.
+    return _values(song) | {
+        "stems": [_values(stem) for stem in song.stems],
+        "mixture_audio": _values(song.mixture_audio) if song.mixture_audio else None,
+        "problems": [_values(problem) for problem in song.problems],
+        "extra": canonical_json(song.extra),
+    }
+
+
+def _values(record: Song | Stem | Problem) -> dict[str, Any]:
+    return {name: getattr(record, name) for name in record.__dataclass_fields__}
 
 
 def _song(row: dict[str, Any]) -> Song:

@@ -3,19 +3,23 @@
 import hashlib
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from functools import lru_cache
+from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
 from manifests.atomic import canonical_json
 from manifests.errors import ManifestError
-from manifests.songs import read_table, write_table
+from manifests.songs import ROW_GROUP, read_table, write_batches, write_table
 
 SPLITS_VERSION = "1"
+_BATCH = 1_000
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,9 +82,14 @@ def window_id(song_id: str, start_s: float) -> str:
 
     It carries a readable part of the song id, a hash over all of it, and the start in milliseconds.
     """
+    return f"{_song_key(song_id)}-{round(start_s * 1000):08d}"
+
+
+@lru_cache(maxsize=1024)
+def _song_key(song_id: str) -> str:
     readable = re.sub(r"[^A-Za-z0-9]+", "_", song_id).strip("_")[-48:]
     digest = hashlib.sha256(song_id.encode("utf-8", "surrogateescape")).hexdigest()[:8]
-    return f"{readable}-{digest}-{round(start_s * 1000):08d}"
+    return f"{readable}-{digest}"
 
 
 def write_splits(path: Path | str, plan: Plan) -> None:
@@ -90,8 +99,110 @@ def write_splits(path: Path | str, plan: Plan) -> None:
         if first.window_id == second.window_id:
             raise ManifestError(f"{first.window_id}: two windows with this id ({first.song_id}, {second.song_id})")
     table = pa.Table.from_pylist([asdict(window) for window in ordered], schema=SPLITS_SCHEMA)
-    metadata = {"config": canonical_json(plan.config), "passed_over": canonical_json(plan.passed_over)}
-    write_table(path, table, "splits", SPLITS_VERSION, metadata)
+    write_table(path, table, "splits", SPLITS_VERSION, _metadata(plan.config, plan.passed_over))
+
+
+def _metadata(config: Mapping[str, Any], passed_over: Mapping[str, int]) -> dict[str, str]:
+    return {"config": canonical_json(config), "passed_over": canonical_json(passed_over)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SongWindows:
+    """The windows of one song. A song has few different splits, so that windows name them by number."""
+
+    song_id: str
+    duration_s: float
+    splits: tuple[Split, ...]
+    starts_s: tuple[float, ...]
+    chosen: tuple[tuple[int, ...], ...]
+    """For each start, indices into ``splits``."""
+
+    def windows(self) -> Iterator[Window]:
+        """Each window with its splits."""
+        for start, chosen in zip(self.starts_s, self.chosen, strict=True):
+            yield Window(
+                window_id=window_id(self.song_id, start),
+                song_id=self.song_id,
+                start_s=start,
+                duration_s=self.duration_s,
+                splits=tuple(self.splits[index] for index in chosen),
+            )
+
+
+class PlanRows:
+    """A plan under way, kept as Arrow tables: of a million windows as objects a laptop's memory would be full."""
+
+    def __init__(self) -> None:
+        self._waiting: list[SongWindows] = []
+        self._tables: list[pa.Table] = []
+        # Where the windows of a song lie: its sort key, its id, number of the table, first row, rows.
+        self._places: list[tuple[str, str, int, int, int]] = []
+
+    def add(self, song: SongWindows) -> None:
+        """Take up the windows of a song."""
+        self._waiting.append(song)
+        if len(self._waiting) == _BATCH:
+            self._flush()
+
+    def write(self, path: Path | str, config: Mapping[str, Any], passed_over: Mapping[str, int]) -> None:
+        """Write what was added: the bytes of `write_splits`. Raises ManifestError if windows share an id."""
+        self._flush()
+        self._places.sort()
+        for first, second in pairwise(self._places):
+            if first[0] == second[0]:
+                raise ManifestError(f"{first[0]}: two windows with this id ({first[1]}, {second[1]})")
+        write_batches(path, self._groups(), SPLITS_SCHEMA, "splits", SPLITS_VERSION, _metadata(config, passed_over))
+
+    def _flush(self) -> None:
+        first = 0
+        for song in self._waiting:
+            rows = len(song.starts_s)
+            # The windows of a song lie together: their ids differ in the last part only.
+            self._places.append((window_id(song.song_id, 0.0), song.song_id, len(self._tables), first, rows))
+            first += rows
+        self._tables.append(_rows(self._waiting))
+        self._waiting = []
+
+    def _groups(self) -> Iterator[pa.Table]:
+        pending: list[pa.Table] = [SPLITS_SCHEMA.empty_table()]
+        count = 0
+        for _, _, table, first, rows in self._places:
+            pending.append(self._tables[table].slice(first, rows))
+            count += rows
+            if count >= ROW_GROUP:
+                whole = pa.concat_tables(pending).combine_chunks()
+                yield whole.slice(0, ROW_GROUP)
+                pending, count = [whole.slice(ROW_GROUP)], count - ROW_GROUP
+        yield pa.concat_tables(pending).combine_chunks()
+
+
+def _rows(songs: Sequence[SongWindows]) -> pa.Table:
+    """The windows of songs as rows of the plan, in each song sorted by their ids."""
+    splits = [split for song in songs for split in song.splits]
+    columns = [_lists([split.source for split in splits]), _lists([split.submix for split in splits])]
+    columns += [pa.array([getattr(split, name) for split in splits], pa.string()) for name in _SPLIT.names[2:]]
+    different = pa.StructArray.from_arrays(columns, fields=list(_SPLIT))
+    base, rows, taken = 0, [], []
+    for song in songs:
+        windows = zip(song.starts_s, song.chosen, strict=True)
+        for key, start, chosen in sorted((window_id(song.song_id, start), start, chosen) for start, chosen in windows):
+            rows.append((key, song.song_id, start, song.duration_s))
+            taken.append([base + index for index in chosen])
+        base += len(song.splits)
+    flat, offsets = _flat(taken)
+    lists = pa.ListArray.from_arrays(offsets, different.take(pa.array(flat, pa.int64())), type=pa.list_(_SPLIT))
+    ids = [pa.array(column, kind.type) for column, kind in zip(zip(*rows, strict=True), SPLITS_SCHEMA, strict=False)]
+    return pa.Table.from_arrays([*ids, lists], schema=SPLITS_SCHEMA) if rows else SPLITS_SCHEMA.empty_table()
+
+
+def _lists(rows: Sequence[Sequence[str]]) -> pa.ListArray:
+    flat, offsets = _flat(rows)
+    return pa.ListArray.from_arrays(offsets, pa.array(flat, pa.string()))
+
+
+def _flat(rows: Sequence[Sequence[T]]) -> tuple[list[T], pa.Array]:
+    offsets = pa.array(accumulate((len(row) for row in rows), initial=0), pa.int32())
+    return [value for row in rows for value in row], offsets
 
 
 def read_splits(path: Path | str) -> Plan:

@@ -2,8 +2,10 @@
 
 soundfile reads WAV, FLAC, MP3, Ogg and Opus; PyAV reads containers (``.m4a``, ``.mp4``, ``.stem.mp4``). All samples
 are float32 ``[channels, frames]``, full scale 1.0. Every failure is an `AudioError` whose ``code`` is a problem code.
+What lies elsewhere than in a file of this machine (a `Blob`) is read through a file object, as far as it is needed.
 """
 
+import io
 import os
 import re
 import stat
@@ -11,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, BinaryIO, TypeAlias
 
 import av
 import numpy as np
@@ -21,7 +24,9 @@ import soxr
 from manifests.atomic import atomic_path
 from manifests.errors import AudioError
 from manifests.regular import open_regular
+from manifests.remote import Blob
 
+AudioFile: TypeAlias = Path | str | Blob
 Wave = npt.NDArray[np.float32]
 
 # Each with its demuxer: one chosen by content could be a playlist, which opens other files.
@@ -54,33 +59,49 @@ class AudioInfo:
     """Samples per channel, or None when only decoding can tell (compressed containers)."""
 
 
-def probe(path: Path | str, stream: int | None = None) -> AudioInfo:
+def probe(path: AudioFile, stream: int | None = None) -> AudioInfo:
     """Read the header of an audio file. Raises AudioError (``missing``, ``empty``, ``unreadable``)."""
     path = _existing(path)
     with _as_audio_error(path):
-        if path.suffix.lower() in CONTAINERS:
+        if _suffix(path) in CONTAINERS:
             with _container(path) as container:
                 context = _audio_stream(container, path, stream).codec_context
                 return AudioInfo(_checked_rate(path, context.sample_rate), context.channels, None)
-        with _sound(path) as sound:
+        with _sound(path) as (sound, _):
             return AudioInfo(_checked_rate(path, sound.samplerate), sound.channels, _promised_frames(path, sound))
 
 
-def blocks(path: Path | str, stream: int | None = None, start: int = 0, frames: int | None = None) -> Iterator[Wave]:
+def blocks(path: AudioFile, stream: int | None = None, start: int = 0, frames: int | None = None) -> Iterator[Wave]:
     """Decode ``frames`` samples from ``start`` (to the end by default), in blocks of at most `BLOCK_SAMPLES`.
 
     Raises AudioError: ``missing``, ``empty``, ``unreadable``, or ``truncated`` when the file ends before its header
     says. Blocks that were decoded before a truncation have been yielded by then.
     """
+    for block in interleaved(path, stream, start, frames):
+        yield np.ascontiguousarray(block.T)
+
+
+def interleaved(
+    path: AudioFile, stream: int | None = None, start: int = 0, frames: int | None = None
+) -> Iterator[Wave]:
+    """Like `blocks`, but each block is ``[frames, channels]``, as files hold it; that saves time."""
     path = _existing(path)
     with _as_audio_error(path):
-        if path.suffix.lower() in CONTAINERS:
-            yield from _batched(_container_parts(path, stream, start, frames))
+        if _suffix(path) in CONTAINERS:
+            for block in _batched(_container_parts(path, stream, start, frames)):
+                yield np.ascontiguousarray(block.T)
         else:
             yield from _sound_blocks(path, start, frames)
 
 
-def read(path: Path | str, stream: int | None = None, start: int = 0, frames: int | None = None) -> Wave:
+def one_channel(block: Wave, channel: int, path: AudioFile) -> Wave:
+    """Channel ``channel`` of ``[frames, channels]`` as ``[frames, 1]``. Raises AudioError when there is no such."""
+    if channel >= block.shape[1]:
+        raise AudioError(f"{path}: has {block.shape[1]} channels, channel {channel} was asked for (counting from 0)")
+    return np.ascontiguousarray(block[:, channel : channel + 1])
+
+
+def read(path: AudioFile, stream: int | None = None, start: int = 0, frames: int | None = None) -> Wave:
     """Decode a stretch as ``[channels, n]``; shorter than ``frames`` only at the end of the file. Raises AudioError."""
     parts = list(blocks(path, stream, start, frames))
     return np.concatenate(parts, axis=1) if parts else np.zeros((probe(path, stream).channels, 0), np.float32)
@@ -114,7 +135,7 @@ def to_channels(wave: Wave, channels: int) -> Wave:
     return np.repeat(wave.mean(axis=0, keepdims=True, dtype=np.float32), channels, axis=0)
 
 
-def load(path: Path | str, rate: int, channels: int = 1, stream: int | None = None) -> Wave:
+def load(path: AudioFile, rate: int, channels: int = 1, stream: int | None = None) -> Wave:
     """Decode a whole file at ``rate`` and ``channels`` as ``[channels, frames]``. Raises AudioError."""
     info = probe(path, stream)
     return resample(to_channels(read(path, stream), channels), info.sample_rate, rate)
@@ -131,7 +152,7 @@ def save(path: Path | str, wave: Wave, rate: int) -> None:
 
 
 @contextmanager
-def _as_audio_error(path: Path) -> Iterator[None]:
+def _as_audio_error(path: Path | Blob) -> Iterator[None]:
     """Whatever a decoding library raises, foreseen or not, becomes an AudioError."""
     try:
         yield
@@ -142,7 +163,9 @@ def _as_audio_error(path: Path) -> Iterator[None]:
         if isinstance(error, MemoryError) and not isinstance(error, av.FFmpegError):
             raise
         code = "missing" if isinstance(error, FileNotFoundError) else "unreadable"
-        raise AudioError(f"{path}: not decodable as {path.suffix or 'audio'} ({_reason(error)})", code) from error
+        raise AudioError(
+            f"{path}: not decodable as {Path(str(path)).suffix or 'audio'} ({_reason(error)})", code
+        ) from error
 
 
 def _reason(error: Exception) -> str:
@@ -150,7 +173,76 @@ def _reason(error: Exception) -> str:
     return " ".join(text.split()) or type(error).__name__
 
 
-def _existing(path: Path | str) -> Path:
+@contextmanager
+def _opened(path: Path | Blob) -> Iterator[Any]:
+    """A file to read and seek in. Of a blob, a read that failed is the error that counts."""
+    if isinstance(path, Path):
+        with open_regular(path) as local:
+            yield local
+        return
+    try:
+        raw = path.open()
+    except OSError as error:
+        raise _fetch_error(path, error) from None
+    with raw:
+        file = _Remembering(raw)
+        if not file.seek(0, io.SEEK_END):
+            raise AudioError(f"{path}: the file has 0 bytes", "empty")
+        file.seek(0)
+        try:
+            yield file
+        except Exception:
+            if file.failure:
+                raise _fetch_error(path, file.failure) from None
+            raise
+        if file.failure:
+            raise _fetch_error(path, file.failure)
+
+
+def _fetch_error(blob: Blob, error: OSError) -> AudioError:
+    if isinstance(error, FileNotFoundError):
+        return AudioError(f"{blob}: no such file ({_reason(error)})", "missing")
+    return AudioError(f"{blob}: cannot be read ({_reason(error)})")
+
+
+def _suffix(path: Path | Blob) -> str:
+    try:
+        return path.suffix.lower()
+    except OSError as error:
+        raise _fetch_error(path, error) from None  # type: ignore[arg-type]
+
+
+class _Remembering(io.RawIOBase):
+    """A file object for decoders that cannot pass an exception on: a read that failed looks like the end."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        super().__init__()
+        self._raw = raw
+        self.failure: OSError | None = None
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._raw.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._raw.tell()
+
+    def readinto(self, buffer: Any) -> int:
+        try:
+            return 0 if self.failure else self._raw.readinto(buffer)  # type: ignore[attr-defined]
+        except OSError as error:
+            self.failure = error
+            return 0
+
+
+def _existing(path: AudioFile) -> Path | Blob:
+    if not isinstance(path, Path | str):
+        return path
     path = Path(path)
     try:
         status = path.stat()
@@ -165,12 +257,12 @@ def _existing(path: Path | str) -> Path:
     return path
 
 
-def _check_length(path: Path, frames: float, rate: int) -> None:
+def _check_length(path: Path | Blob, frames: float, rate: int) -> None:
     if frames > MAX_HOURS * 3600 * rate:
         raise AudioError(f"{path}: lasts {frames / rate / 3600:.0f} hours by its header, {MAX_HOURS} can be used")
 
 
-def _checked_rate(path: Path, rate: int) -> int:
+def _checked_rate(path: Path | Blob, rate: int) -> int:
     if rate not in RATES:
         raise AudioError(f"{path}: a sample rate of {rate} Hz; {RATES.start} to {RATES.stop - 1} Hz can be used")
     return rate
@@ -181,13 +273,16 @@ def _block_frames(channels: int) -> int:
 
 
 @contextmanager
-def _sound(path: Path) -> Iterator[soundfile.SoundFile]:
+def _sound(path: Path | Blob) -> Iterator[tuple[soundfile.SoundFile, BinaryIO]]:
+    """libsndfile's view of a file, and the file itself."""
     # Given a name, libsndfile would look for a resource fork beside the file, which may be a link to anywhere.
-    with open_regular(path) as file, soundfile.SoundFile(file.fileno(), closefd=False) as sound:
-        yield sound
+    with _opened(path) as file:
+        given = file.fileno() if isinstance(path, Path) else file
+        with soundfile.SoundFile(given, closefd=False) as sound:
+            yield sound, file
 
 
-def _promised_frames(path: Path, sound: soundfile.SoundFile) -> int:
+def _promised_frames(path: Path | Blob, sound: soundfile.SoundFile) -> int:
     """Frames that the header says; libsndfile itself takes what a cut WAV or AIFF still holds for its length."""
     if sound.frames >= _UNKNOWN_FRAMES:
         raise AudioError(f"{path}: the header does not say how long the file is; write it anew, not through a pipe")
@@ -200,8 +295,8 @@ def _promised_frames(path: Path, sound: soundfile.SoundFile) -> int:
     return int(sound.frames) * said // held if 0 < held < said < _UNKNOWN_BYTES else int(sound.frames)
 
 
-def _sound_blocks(path: Path, start: int, frames: int | None) -> Iterator[Wave]:
-    with _sound(path) as sound:
+def _sound_blocks(path: Path | Blob, start: int, frames: int | None) -> Iterator[Wave]:
+    with _sound(path) as (sound, file):
         promised = _promised_frames(path, sound)
         expected = max(0, promised - start) if frames is None else min(frames, max(0, promised - start))
         size, done = _block_frames(sound.channels), 0
@@ -213,24 +308,25 @@ def _sound_blocks(path: Path, start: int, frames: int | None) -> Iterator[Wave]:
                 if not len(block):
                     break
                 done += len(block)
-                yield np.ascontiguousarray(block.T)
+                yield block
         except soundfile.SoundFileError as error:
             raise AudioError(f"{path}: decoding stopped after frame {start + done} ({error})", "truncated") from None
         if done < expected:
             raise AudioError(f"{path}: ends at frame {start + done}, its header says {promised}", "truncated")
         if frames is None:
-            _check_end(path, sound)
+            _check_end(path, sound, file)
 
 
-def _check_end(path: Path, sound: soundfile.SoundFile) -> None:
+def _check_end(path: Path | Blob, sound: soundfile.SoundFile, file: BinaryIO) -> None:
     """Raise AudioError when the file, read to the end that its header says, goes on, or lacks the end it should have.
 
     libsndfile takes the header's word for it.
     """
-    size = os.path.getsize(path)
-    if sound.format == "FLAC" and (rest := size - os.lseek(sound.name, 0, os.SEEK_CUR)) > _FLAC_TAIL:
+    place = os.lseek(file.fileno(), 0, os.SEEK_CUR) if isinstance(path, Path) else file.tell()
+    size = file.seek(0, os.SEEK_END)
+    if sound.format == "FLAC" and (rest := size - place) > _FLAC_TAIL:
         raise AudioError(f"{path}: {rest} bytes follow the {sound.frames} frames that its header says", "longer")
-    if sound.format == "OGG" and not _ogg_ends(path, size):
+    if sound.format == "OGG" and not _ogg_ends(file, size):
         raise AudioError(f"{path}: ends at frame {sound.frames} without a last page", "truncated")
     log = sound.extra_info
     whole, chunk, stop = _WHOLE.search(log), _CHUNK.search(log), _NO_CHUNK.search(log)
@@ -241,11 +337,10 @@ def _check_end(path: Path, sound: soundfile.SoundFile) -> None:
             raise AudioError(f"{path}: {rest} bytes follow the {sound.frames} frames that its header says", "longer")
 
 
-def _ogg_ends(path: Path, size: int) -> bool:
+def _ogg_ends(file: BinaryIO, size: int) -> bool:
     """Whether the last page of an Ogg file is whole and says that it is the last."""
-    with open_regular(path) as file:
-        file.seek(max(0, size - 2 * _OGG_PAGE))
-        tail = file.read()
+    file.seek(max(0, size - 2 * _OGG_PAGE))
+    tail = file.read()
     begin = tail.rfind(b"OggS\0")
     # Pages are not that long: the end is hidden by something else.
     if begin < 0:
@@ -256,22 +351,24 @@ def _ogg_ends(path: Path, size: int) -> bool:
 
 
 @contextmanager
-def _container(path: Path) -> Iterator[av.container.InputContainer]:
+def _container(path: Path | Blob) -> Iterator[av.container.InputContainer]:
     with (
-        open_regular(path) as file,
-        av.open(file, format=CONTAINERS[path.suffix.lower()], buffer_size=1 << 18) as opened,
+        _opened(path) as file,
+        av.open(file, format=CONTAINERS[_suffix(path)], buffer_size=1 << 18) as opened,
     ):
         yield opened
 
 
-def _audio_stream(container: av.container.InputContainer, path: Path, stream: int | None) -> av.audio.AudioStream:
+def _audio_stream(
+    container: av.container.InputContainer, path: Path | Blob, stream: int | None
+) -> av.audio.AudioStream:
     streams = container.streams.audio
     if (stream or 0) >= len(streams):
         raise AudioError(f"{path}: has {len(streams)} audio streams, stream {stream or 0} was asked for")
     return streams[stream or 0]
 
 
-def _container_parts(path: Path, stream: int | None, start: int, frames: int | None) -> Iterator[Wave]:
+def _container_parts(path: Path | Blob, stream: int | None, start: int, frames: int | None) -> Iterator[Wave]:
     with _container(path) as container:
         audio = _audio_stream(container, path, stream)
         rate, channels = audio.codec_context.sample_rate, audio.codec_context.channels

@@ -106,18 +106,21 @@ def _show(summary: dict[str, Any], as_json: bool) -> None:
 
 def _scan(arguments: Sequence[str]) -> int:
     from manifests.problems import is_failure
+    from manifests.roots import parse_root
     from pipelines.runner import RunnerConfig
     from pipelines.scan import ScanConfig, preview, scan
 
     parser = _parser("scan", "mgeldm scan slakh2100 /data/slakh my-layout.yaml /data/mine --out songs.parquet")
-    parser.add_argument("sources", nargs="+", metavar="CORPUS ROOT", help="corpus name or layout YAML, and its folder")
+    parser.add_argument(
+        "sources", nargs="+", metavar="CORPUS ROOT", help="corpus name or layout YAML, and its folder or URL"
+    )
     parser.add_argument("--out", type=Path, required=True, help="manifest to write")
     parser.add_argument("--dry-run", action="store_true", help="count songs, files and bytes, read no audio")
     _options(parser, ScanConfig, RunnerConfig)
     parsed = parser.instantiate(parser.parse_args(list(arguments)))
     if len(parsed.sources) % 2:
         raise ConfigError(f"sources are pairs of CORPUS and ROOT, got {len(parsed.sources)} words")
-    pairs = [(name, Path(root)) for name, root in zip(parsed.sources[::2], parsed.sources[1::2], strict=True)]
+    pairs = [(name, parse_root(root)) for name, root in zip(parsed.sources[::2], parsed.sources[1::2], strict=True)]
     if parsed.dry_run:
         _show(preview(pairs), parsed.json)
         return OK
@@ -128,6 +131,7 @@ def _scan(arguments: Sequence[str]) -> int:
 
 def _corpus(arguments: Sequence[str]) -> int:
     from manifests.corpora.check import check, describe, describe_all, summary
+    from manifests.roots import parse_root
 
     parser = _parser("corpus", "mgeldm corpus check my-layout.yaml /data/mine")
     parser.add_argument(
@@ -136,7 +140,7 @@ def _corpus(arguments: Sequence[str]) -> int:
         help="list the corpora that `scan` knows by name; show the layout of one; check what it takes of a folder",
     )
     parser.add_argument("corpus", nargs="?", help="corpus name or layout YAML, for show and check")
-    parser.add_argument("root", nargs="?", type=Path, help="folder of the corpus, for check")
+    parser.add_argument("root", nargs="?", type=parse_root, help="folder or URL of the corpus, for check")
     parser.add_argument("--seconds", type=float, default=1.0, help="check no longer than this; 0: to the end")
     parsed = parser.parse_args(list(arguments))
     words = [word for word in (parsed.corpus, parsed.root) if word is not None]
@@ -154,6 +158,55 @@ def _corpus(arguments: Sequence[str]) -> int:
     checked = check(parsed.corpus, parsed.root, seconds=parsed.seconds)
     print(json.dumps(asdict(checked)) if parsed.json else summary(checked))
     return FAILED_ITEMS if checked.failed else OK
+
+
+def _songs(arguments: Sequence[str]) -> int:
+    parser = _parser("songs", "mgeldm songs filter songs.parquet --where \"corpus == 'moisesdb'\" --out small.parquet")
+    parser.add_argument("action", choices=["stats", "filter", "lint"], help="figures; a smaller manifest; a check")
+    parser.add_argument("manifest", type=Path, help="manifest of `mgeldm scan`, or one that somebody else wrote")
+    parser.add_argument("--page", type=Path, help="stats: HTML page to write, with plots")
+    parser.add_argument("--where", help="filter: SQL over the columns, hours, instruments, has_problem('leak'), ...")
+    parser.add_argument("--out", type=Path, help="filter: manifest to write")
+    parser.add_argument("--audio", action="store_true", help="lint: also look whether the files are there")
+    parsed = parser.parse_args(list(arguments))
+    for option, action in {"page": "stats", "where": "filter", "out": "filter", "audio": "lint"}.items():
+        if parsed[option] and parsed.action != action:
+            raise ConfigError(f"--{option} belongs to `mgeldm songs {action}`")
+    return {"stats": _songs_stats, "filter": _songs_filter, "lint": _songs_lint}[parsed.action](parsed)
+
+
+def _songs_stats(parsed: "Namespace") -> int:
+    from manifests.song_stats import song_stats, table
+
+    stats = song_stats(parsed.manifest)
+    if parsed.page:
+        from pipelines.report import report
+
+        report(parsed.manifest, parsed.page)
+    print(json.dumps(asdict(stats)) if parsed.json else table(stats))
+    return OK
+
+
+def _songs_filter(parsed: "Namespace") -> int:
+    from manifests.queries import filter_songs
+
+    if not parsed.where or not parsed.out:
+        raise ConfigError("filter needs --where EXPRESSION and --out FILE")
+    _show(asdict(filter_songs(parsed.manifest, parsed.where, parsed.out)), parsed.json)
+    return OK
+
+
+def _songs_lint(parsed: "Namespace") -> int:
+    from manifests.lint import lint_songs
+
+    findings = list(lint_songs(parsed.manifest, audio=parsed.audio))
+    if parsed.json:
+        print(json.dumps({"findings": [asdict(finding) for finding in findings]}))
+    else:
+        for finding in findings:
+            print(f"{finding.code} {finding.song_id or parsed.manifest}: {finding.detail}")
+        print(f"{len(findings):,} findings" if findings else "nothing wrong")
+    return FAILED_ITEMS if findings else OK
 
 
 def _split(arguments: Sequence[str]) -> int:
@@ -345,6 +398,7 @@ COMMANDS: dict[str, tuple[str, Command]] = {
     "demo": ("The whole road on two small corpora, with a report page", _demo),
     "corpus": ("The corpora that scan knows, their layouts, and what of a folder a layout takes", _corpus),
     "scan": ("Corpora on disk to a measured manifest, songs.parquet", _scan),
+    "songs": ("Figures, filters and a check of a manifest", _songs),
     "split": ("Manifest to a plan of windows and splits, splits.parquet", _split),
     "encode": ("Plan to WebDataset shards of latents and embeddings", _encode),
     "shards": ("Check the shards of a data set", _shards),

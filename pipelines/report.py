@@ -21,7 +21,7 @@ from markupsafe import Markup
 from manifests.atomic import write_bytes
 from manifests.errors import MGELDMError
 from manifests.problems import PROBLEMS
-from manifests.songs import Song, count_problems, read_songs
+from manifests.song_stats import Group, Part, SongStats, song_stats
 from manifests.splits import read_splits
 from pipelines import report_plots as plots
 
@@ -163,53 +163,65 @@ def _summary(path: Path, root: Path) -> Section:
 
 
 def _songs(path: Path, root: Path) -> Section:
-    songs = read_songs(path)
-    stems = [stem for song in songs for stem in song.stems]
-    active: Counter[str] = Counter()
-    frames: Counter[str] = Counter()
-    for stem in stems:
-        bits = stem.active()
-        active[stem.instrument] += int(bits.sum())
-        frames[stem.instrument] += len(bits)
-    instruments = Counter(stem.instrument for stem in stems)
-    loudness = [stem.lufs for stem in stems if stem.lufs is not None]
-    section = Section(title="Songs", file=_below(path, root), tiles=_song_tiles(songs))
-    section.tiles.append(("of stem time active", _share(active.total(), frames.total())))
-    section.tables.append(("By corpus and subset", _subset_table(songs)))
-    problems = count_problems(songs)
-    if problems:
-        section.tables.append(("Problems by code", _problem_table(problems)))
+    stats = song_stats(path)
+    tiles = [*_song_tiles(stats), ("of stem time active", _share(stats.active or 0.0, 1.0))]
+    section = Section(title="Songs", file=_below(path, root), tiles=tiles)
+    section.tables.append(("By corpus and subset", _subset_table(stats)))
+    if stats.problems:
+        section.tables.append(("Problems by code", _problem_table(stats.problems)))
     else:
         section.notes.append("No problems found.")
-    if loudness:
-        without = len(stems) - len(loudness)
+    if stats.licenses:
+        rows = [(name or "none given", f"{n['songs']:,}", f"{n['hours']:,.2f}") for name, n in stats.licenses.items()]
+        section.tables.append(("Licences", Table(columns=("licence", "songs", "hours"), rows=rows)))
+    if stats.unmapped:
+        section.tables.append(("Labels that the vocabulary does not know", _counts("label", _most(stats.unmapped))))
+    if stats.loudness:
+        without = stats.stems - stats.loudness.stems
         title = "Loudness of stems" + (f" ({without:,} silent, short or unread)" if without else "")
-        section.figures.append((title, plots.histogram(loudness, "integrated loudness (LUFS)", "stems")))
-    if instruments:
-        section.figures.append(("Stems per instrument", plots.bars(_most(instruments), "stems")))
-    shares = {name: active[name] / frames[name] for name in _most(instruments) if frames[name]}
-    if shares:
-        axis = "share of 100 ms frames that are active"
-        section.figures.append(("Activity per instrument", plots.bars(shares, axis, share=True)))
+        picture = plots.columns(stats.loudness.histogram, "integrated loudness (LUFS)", "stems")
+        section.figures.append((title, picture))
+    section.figures.extend(_part_figures("family", stats.families))
+    section.figures.extend(_part_figures("instrument", stats.instruments))
+    if stats.bandwidth_khz:
+        picture = plots.columns(stats.bandwidth_khz, "highest frequency that sounds (kHz)", "stems")
+        section.figures.append(("Bandwidth of stems", picture))
+    for title, counts in (("Sample rate (Hz)", stats.sample_rates), ("Channels", stats.channels)):
+        if counts:
+            section.tables.append(
+                (f"{title} of stems", _counts(title.lower(), {f"{k:,}": n for k, n in counts.items()}))
+            )
     return section
 
 
-def _song_tiles(songs: list[Song]) -> list[tuple[str, str]]:
+def _part_figures(kind: str, parts: Sequence[Part]) -> list[tuple[str, Markup]]:
+    """Stems and activity of each instrument or family."""
+    stems = _most({part.name: part.stems for part in parts})
+    shares = {part.name: part.active for part in parts if part.name in stems and part.active is not None}
+    figures = [(f"Stems per {kind}", plots.bars(stems, f"stems per {kind}"))] if stems else []
+    if shares:
+        axis = f"share of 100 ms frames that are active, per {kind}"
+        figures.append((f"Activity per {kind}", plots.bars(shares, axis, share=True)))
+    return figures
+
+
+def _counts(name: str, counts: Mapping[str, float]) -> Table:
+    return Table(columns=(name, "stems"), rows=[(key, f"{count:,}") for key, count in counts.items()])
+
+
+def _song_tiles(found: SongStats | Group) -> list[tuple[str, str]]:
     return [
-        ("songs", f"{len(songs):,}"),
-        ("usable", f"{sum(bool(song.usable_stems) for song in songs):,}"),
-        ("stems", f"{sum(len(song.stems) for song in songs):,}"),
-        ("hours", f"{sum(song.duration_s for song in songs) / 3600:,.2f}"),
+        ("songs", f"{found.songs:,}"),
+        ("usable", f"{found.usable:,}"),
+        ("stems", f"{found.stems:,}"),
+        ("hours", f"{found.hours:,.2f}"),
     ]
 
 
-def _subset_table(songs: list[Song]) -> Table:
-    groups: dict[tuple[str, str], list[Song]] = {}
-    for song in songs:
-        groups.setdefault((song.corpus, song.subset), []).append(song)
-    rows = [(*group, *(value for _, value in _song_tiles(groups[group]))) for group in sorted(groups)]
+def _subset_table(stats: SongStats) -> Table:
+    rows = [(group.corpus, group.subset, *(value for _, value in _song_tiles(group))) for group in stats.groups]
     columns = ("corpus", "subset", "songs", "usable", "stems", "hours")
-    return Table(columns=columns, rows=rows, words=2, total=("total", "", *(value for _, value in _song_tiles(songs))))
+    return Table(columns=columns, rows=rows, words=2, total=("total", "", *(value for _, value in _song_tiles(stats))))
 
 
 def _problem_table(problems: Mapping[str, int]) -> Table:
@@ -356,7 +368,7 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _most(counts: Counter[str]) -> dict[str, int]:
+def _most(counts: Mapping[str, int]) -> dict[str, int]:
     """The most frequent names, ties by name, and how many others there are."""
     ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     rest = ordered[_MOST:]

@@ -95,14 +95,17 @@ def bars(values: Mapping[str, float], axis: str, *, share: bool = False) -> Mark
         return _svg(figure, f"bar chart: {axis}")
 
 
-def histogram(values: Sequence[float], axis: str, count: str) -> Markup:
-    """How often ``values`` fall into bins of equal width; ``count`` says what is counted."""
-    low, high = np.floor(min(values)), np.ceil(max(values))
-    width = max(1.0, np.ceil((high - low) / 30))
-    edges = np.arange(low, max(high, low + 1) + width, width)
+def columns(counts: Mapping[int, int], axis: str, count: str) -> Markup:
+    """A histogram from counts by the lower edge of bins of width 1; ``count`` says what is counted.
+
+    At most about 30 bins are shown: where there are more, several become one.
+    """
+    low, high = min(counts), max(counts) + 1
+    width = max(1, -(-(high - low) // 30))
+    edges = np.arange(low, high + width, width)
     with matplotlib.rc_context(_STYLE):
         figure, axes = _axes(height=2.4)
-        axes.hist(values, bins=edges, color=_ACCENT, rwidth=0.9)
+        axes.hist(list(counts), bins=edges, weights=list(counts.values()), color=_ACCENT, rwidth=0.9)
         axes.grid(visible=False, axis="x")
         axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.set_xlabel(axis)

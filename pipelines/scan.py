@@ -2,23 +2,21 @@
 
 import json
 import logging
-import os
 import shutil
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import count
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import numpy as np
-
 from manifests.atomic import canonical_json, check_writable, content_hash
 from manifests.corpora import Corpus, SongListing, StemListing, get_corpus
-from manifests.errors import AudioError, CorpusError, ManifestError
+from manifests.duplicates import judged_together
+from manifests.errors import CorpusError, ManifestError
 from manifests.labels import UNMAPPED, lookup
-from manifests.problems import Effect, effect
+from manifests.roots import OpenRoot, container, open_root, state
 from manifests.songs import (
     SONGS_VERSION,
     SUBSETS,
@@ -26,22 +24,19 @@ from manifests.songs import (
     Song,
     Stem,
     count_problems,
-    inside,
     read_songs,
     songs_metadata,
     write_songs,
 )
-from mgeldm.audio import probe
-from mgeldm.measure import ActivityConfig, measure
+from mgeldm.measure import ActivityConfig
 from mgeldm.progress import progress
+from pipelines.measure_song import NoteConfig, SongUnit, measure_song, sum_differs
 from pipelines.runner import RunnerConfig, run_units
 
 logger = logging.getLogger(__name__)
 
 JOURNAL_SECONDS = 30.0
 
-# A stem may lack this much at its end without a word: codecs and resamplers round.
-_TOLERANCE_S = 0.1
 # What may be mended without a trace in a file's size or time: the song is measured again.
 _RETRIED = frozenset({"missing", "unreadable", "changed"})
 # Names and values in metadata may be megabytes long.
@@ -60,6 +55,7 @@ class ScanConfig:
     """What the scan measures."""
 
     activity: ActivityConfig = field(default_factory=ActivityConfig)
+    notes: NoteConfig = field(default_factory=NoteConfig)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,13 +74,14 @@ class ScanSummary:
 
 
 def scan(
-    sources: Sequence[tuple[str, Path]],
+    sources: Sequence[tuple[str, Path | str]],
     out: Path,
     *,
     config: ScanConfig | None = None,
     runner: RunnerConfig | None = None,
 ) -> ScanSummary:
-    """Scan ``sources``, pairs of a corpus (name or layout path) and its root folder, into the manifest ``out``.
+    """Scan ``sources``, pairs of a corpus (name or layout path) and its root (a folder, or a URL
+    that fsspec reaches), into the manifest ``out``.
 
     Rows of an existing ``out`` are kept where size and modification time of every file are unchanged; a scan that was
     killed goes on from its journal (``<out>.journal/``).
@@ -96,23 +93,23 @@ def scan(
     """
     config, runner = config or ScanConfig(), runner or RunnerConfig()
     begin = time.monotonic()
-    listed = list_units(sources)
+    listed = _units(sources)
     check_writable(out.parent)
     identity = content_hash({"config": asdict(config), "version": SONGS_VERSION})
     journal = out.with_name(out.name + ".journal")
     known = _known(out, journal, identity)
     songs: list[Song] = []
-    waiting: list[Song] = []
-    for song in listed:
-        earlier = known.pop(song.song_id, None)
-        if earlier and _unchanged(earlier, song):
+    waiting: list[SongUnit] = []
+    for unit in listed:
+        earlier = known.pop(unit.song.song_id, None)
+        if earlier and _unchanged(earlier, unit):
             songs.append(earlier)
         else:
-            waiting.append(song)
+            waiting.append(unit)
     if known:
         logger.warning("%s: %d songs of an earlier scan are not among these corpora and leave it", out, len(known))
     reused = len(songs)
-    songs += _measure_all(waiting, journal, identity, config, runner)
+    songs = judged_together(songs + _measure_all(waiting, journal, identity, config, runner))
     write_songs(out, songs, {"config": identity})
     shutil.rmtree(journal, ignore_errors=True)
     return ScanSummary(
@@ -126,48 +123,63 @@ def scan(
     )
 
 
-def preview(sources: Sequence[tuple[str, Path]]) -> dict[str, Any]:
+def preview(sources: Sequence[tuple[str, Path | str]]) -> dict[str, Any]:
     """What a scan would read, without opening audio: songs, stems, bytes of their files, problems of the listing.
 
     Raises:
         CorpusError: a source is no such corpus.
         ManifestError: two songs share an id.
     """
-    songs = list_units(sources)
-    stems = [_with_file_state(Path(song.root), stem) for song in songs for stem in song.stems]
-    size = sum(stem.size or 0 for stem in stems)
-    return {"songs": len(songs), "stems": len(stems), "bytes": size, "problems": count_problems(songs)}
+    songs = [_with_file_states(song) for song in list_units(sources)]
+    stems = [stem for song in songs for stem in song.stems]
+    # A file may hold several stems.
+    sizes = {
+        (song.root, container(audio.path)): audio.size or 0
+        for song in songs
+        for audio in (*song.stems, song.mixture_audio)
+        if audio
+    }
+    return {"songs": len(songs), "stems": len(stems), "bytes": sum(sizes.values()), "problems": count_problems(songs)}
 
 
-def list_units(sources: Sequence[tuple[str, Path]]) -> list[Song]:
+def list_units(sources: Sequence[tuple[str, Path | str]]) -> list[Song]:
     """List the songs of all sources without opening audio: rows of the manifest in which nothing is measured yet.
 
     Raises:
         CorpusError: a source is no such corpus.
         ManifestError: two songs share an id.
     """
-    songs: dict[str, Song] = {}
-    for name, folder in sources:
+    return [unit.song for unit in _units(sources)]
+
+
+def _units(sources: Sequence[tuple[str, Path | str]]) -> list[SongUnit]:
+    units: dict[str, SongUnit] = {}
+    for name, root in sources:
         corpus: Corpus = get_corpus(name)
-        root = Path(os.path.realpath(folder))
-        if not os.path.isdir(root):
-            raise CorpusError(f"{folder}: no such folder (root of corpus {corpus.name})")
-        if _utf8(str(root)) != str(root):
-            raise CorpusError(f"{_utf8(str(root))}: the path is not UTF-8, so that no table can hold it; rename it")
-        before = len(songs)
-        for listing in corpus.songs(root):
-            song = _listed(corpus, root, listing)
+        before = len(units)
+        with open_root(root) as place:
+            for unit in _listed_units(corpus, place, units):
+                if other := units.get(unit.song.song_id):
+                    roots = f"{other.song.root} and {place.root}"
+                    raise ManifestError(f"{unit.song.song_id}: two songs with this id, below {roots}")
+                units[unit.song.song_id] = unit
+            logger.info("%s: %d songs below %s", corpus.name, len(units) - before, place.root)
+    return list(units.values())
+
+
+def _listed_units(corpus: Corpus, place: OpenRoot, known: Container[str]) -> Iterator[SongUnit]:
+    try:
+        for listing in corpus.songs(place.folder):
+            song = _listed(corpus, place, listing)
             if _utf8(listing.song) != listing.song:
-                song = replace(song, song_id=_unused(song.song_id, songs))
-            if other := songs.get(song.song_id):
-                raise ManifestError(f"{song.song_id}: two songs with this id, below {other.root} and {song.root}")
-            songs[song.song_id] = song
-        logger.info("%s: %d songs below %s", corpus.name, len(songs) - before, root)
-    return list(songs.values())
+                song = replace(song, song_id=_unused(song.song_id, known))
+            yield SongUnit(song, listing.residual_db)
+    except CorpusError as error:
+        raise CorpusError(place.named(str(error))) from None
 
 
 def _measure_all(
-    waiting: list[Song], journal: Path, identity: str, config: ScanConfig, runner: RunnerConfig
+    waiting: list[SongUnit], journal: Path, identity: str, config: ScanConfig, runner: RunnerConfig
 ) -> list[Song]:
     songs: list[Song] = []
     written, saved = time.monotonic(), 0
@@ -205,8 +217,9 @@ def _known(out: Path, journal: Path, identity: str) -> dict[str, Song]:
     return known
 
 
-def _unchanged(earlier: Song, listed: Song) -> bool:
+def _unchanged(earlier: Song, unit: SongUnit) -> bool:
     """True when the listing and every file behind ``earlier`` are what was measured."""
+    listed = unit.song
     rest = earlier.problems[len(listed.problems) :]
     if earlier.problems[: len(listed.problems)] != listed.problems or any(problem.code in _LISTED for problem in rest):
         return False
@@ -215,25 +228,31 @@ def _unchanged(earlier: Song, listed: Song) -> bool:
     fields = ("root", "subset", "mixture", "license", "extra")
     if any(getattr(earlier, name) != getattr(listed, name) for name in fields):
         return False
-    root = Path(listed.root)
-    return [_identity(stem) for stem in earlier.stems] == [
-        _identity(_with_file_state(root, stem)) for stem in listed.stems
+    # The layout may have changed what it promises.
+    if any(problem.code == "sum_differs" for problem in rest) != sum_differs(earlier.sum_residual_db, unit.residual_db):
+        return False
+    now = _with_file_states(listed)
+    return [_identity(stem) for stem in (*earlier.stems, earlier.mixture_audio)] == [
+        _identity(stem) for stem in (*now.stems, now.mixture_audio)
     ]
 
 
-def _identity(stem: Stem) -> tuple[object, ...]:
+def _identity(stem: Stem | None) -> tuple[object, ...]:
     names = ("stem_id", "path", "stream", "channel", "label", "instrument", "family", "size", "mtime_ns")
-    return tuple(getattr(stem, name) for name in names)
+    return tuple(getattr(stem, name) for name in names) if stem else ()
 
 
-def _listed(corpus: Corpus, root: Path, listing: SongListing) -> Song:
+def _listed(corpus: Corpus, place: OpenRoot, listing: SongListing) -> Song:
     """A listing as a row of the manifest: nothing is measured yet, and every text is UTF-8."""
     if listing.subset not in SUBSETS:
         raise CorpusError(f"{corpus.name}: {listing.song!r} is in subset {listing.subset!r}, not {', '.join(SUBSETS)}")
     if len({stem.stem_id for stem in listing.stems}) < len(listing.stems):
         raise CorpusError(f"{corpus.name}: {listing.song!r} has two stems with one id")
-    problems = [replace(p, stem_id=p.stem_id and _utf8(p.stem_id), detail=_line(p.detail)) for p in listing.problems]
-    stems = tuple(_listed_stem(stem, problems) for stem in _distinct(listing.stems, problems))
+    problems = [
+        replace(p, stem_id=p.stem_id and _utf8(p.stem_id), detail=_line(place.named(p.detail)))
+        for p in listing.problems
+    ]
+    stems = tuple(place.with_state(_listed_stem(stem, problems)) for stem in _distinct(listing.stems, problems))
     mixture = listing.mixture
     if mixture is not None and _utf8(mixture) != mixture:
         problems.append(Problem(code="mixture_unreadable", detail=f"{mixture!r} is not UTF-8"))
@@ -242,9 +261,10 @@ def _listed(corpus: Corpus, root: Path, listing: SongListing) -> Song:
     return Song(
         song_id=f"{corpus.name}/{_utf8(listing.song)}",
         corpus=corpus.name,
-        root=str(root),
+        root=place.root,
         subset=listing.subset,
         mixture=mixture,
+        mixture_audio=place.with_state(_listed_mixture(mixture, listing.mixture_stream)) if mixture else None,
         stems=stems,
         license=listing.license,
         problems=tuple(problems),
@@ -291,113 +311,39 @@ def _listed_stem(listing: StemListing, problems: list[Problem]) -> Stem:
     return stem
 
 
+def _listed_mixture(path: str, stream: int | None) -> Stem:
+    label = lookup("mixture")
+    return Stem(
+        stem_id="mixture", path=path, stream=stream, label="mixture", instrument=label.instrument, family=label.family
+    )
+
+
 class _Measurer:
     """Worker of the scan: one unit is one song."""
 
     def __init__(self, config: ScanConfig) -> None:
         self.config = config
 
-    def __call__(self, song: Song) -> Song:
-        problems = list(song.problems)
-        excluded = {problem.stem_id for problem in problems if effect(problem.code) is Effect.STEM}
-        root = Path(song.root)
-        stems = tuple(
-            stem if stem.stem_id in excluded else _measured(root, stem, self.config, problems) for stem in song.stems
-        )
-        problems += _changed(root, stems, problems)
-        readable = [(stem.frames / stem.sample_rate, stem) for stem in stems if stem.frames and stem.sample_rate]
-        duration = max((seconds for seconds, _ in readable), default=0.0)
-        shortest = min((seconds for seconds, _ in readable), default=0.0)
-        if duration - shortest > _TOLERANCE_S:
-            problems.append(Problem(code="unequal_length", detail=f"{shortest:.2f} to {duration:.2f} s"))
-        rate = max((stem.sample_rate or 0 for _, stem in readable), default=None)
-        song = replace(
-            song,
-            sample_rate=rate,
-            frames=round(duration * rate) if rate else None,
-            duration_s=duration,
-            mixture=_checked_mixture(root, song.mixture, problems),
-            stems=stems,
-            problems=tuple(problems),
-        )
-        return replace(song, problems=(*problems, *_song_problems(song)))
+    def __call__(self, unit: SongUnit) -> Song:
+        # The state before the first read: a file that changes meanwhile is measured again by the next scan.
+        unit = replace(unit, song=_with_file_states(unit.song))
+        return measure_song(unit, self.config.activity, self.config.notes)
 
 
-def _song_problems(song: Song) -> list[Problem]:
-    if any(problem.code == "mixture_only" for problem in song.problems):
-        return []
-    if not song.stems:
-        return [Problem(code="no_stems", detail=_line(f"{song.root}: {song.song_id}"))]
-    whole = any(effect(problem.code) is Effect.SONG for problem in song.problems)
-    if len(song.usable_stems) < 2 and not whole:
-        return [Problem(code="single_stem", detail=f"{len(song.usable_stems)} of {len(song.stems)} stems usable")]
-    return []
-
-
-def _measured(root: Path, stem: Stem, config: ScanConfig, problems: list[Problem]) -> Stem:
-    def problem(code: str, detail: str) -> None:
-        problems.append(Problem(code=code, stem_id=stem.stem_id, detail=_line(detail)))
-
-    path = inside(root, stem.path)
-    if path is None:
-        problem("outside_root", stem.path)
-        return stem
-    # The state before the first read: a file that changes meanwhile is measured again by the next scan.
-    stem = _with_file_state(root, stem)
-    try:
-        found = measure(path, stem.stream, config.activity)
-    except AudioError as error:
-        problem(error.code, str(error))
-        return stem
-    if found.problem:
-        problem(found.problem.code, str(found.problem))
-    elif not found.activity.any():
-        problem("silent", f"no 100 ms frame reaches {config.activity.on_dbfs:g} dBFS")
+def _with_file_states(song: Song) -> Song:
+    root, mixture = song.root, song.mixture_audio
     return replace(
-        stem,
-        sample_rate=found.sample_rate,
-        channels=found.channels,
-        frames=found.frames,
-        lufs=found.lufs,
-        peak_dbfs=found.peak_dbfs,
-        activity=np.packbits(found.activity).tobytes(),
-        fingerprint=found.fingerprint,
+        song,
+        stems=tuple(_with_file_state(root, stem) for stem in song.stems),
+        mixture_audio=_with_file_state(root, mixture) if mixture else None,
     )
 
 
-def _changed(root: Path, stems: Sequence[Stem], problems: Sequence[Problem]) -> list[Problem]:
-    """A problem for each stem whose file is no longer what it was before it was read."""
-    excluded = {problem.stem_id for problem in problems if effect(problem.code) is Effect.STEM}
-    return [
-        Problem(
-            code="changed", stem_id=stem.stem_id, detail=_line(f"{stem.path} changed while it was read; scan again")
-        )
-        for stem in stems
-        if stem.stem_id not in excluded and _with_file_state(root, replace(stem, size=None, mtime_ns=None)) != stem
-    ]
-
-
-def _with_file_state(root: Path, stem: Stem) -> Stem:
-    path = inside(root, stem.path)
-    try:
-        status = path.stat() if path else None
-    except OSError:
-        status = None
-    return replace(stem, size=status.st_size, mtime_ns=status.st_mtime_ns) if status else stem
-
-
-def _checked_mixture(root: Path, mixture: str | None, problems: list[Problem]) -> str | None:
-    if mixture is None:
-        return None
-    path = inside(root, mixture)
-    try:
-        if path is None:
-            raise AudioError(f"{mixture} leaves the root of the corpus", "outside_root")
-        probe(path)
-        return mixture
-    except AudioError as error:
-        problems.append(Problem(code="mixture_unreadable", detail=_line(str(error))))
-        return None
+def _with_file_state(root: str, stem: Stem) -> Stem:
+    # The listing of a remote root has told already.
+    if stem.mtime_ns is not None or (found := state(root, stem.path)) is None:
+        return stem
+    return replace(stem, size=found[0], mtime_ns=found[1])
 
 
 def _utf8(text: str) -> str:

@@ -1,15 +1,15 @@
 """The audio side of encode: decode a song once, and cut the mix of any set of stems at any place."""
 
-import hashlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from manifests.errors import AudioError
-from manifests.songs import Song, Stem, inside
+from manifests.roots import locate
+from manifests.songs import Song, Stem
 from mgeldm import audio
+from mgeldm.fingerprint import Fingerprint, positive
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,21 +65,23 @@ def decode_song(
 
 def _decode(song: Song, stem: Stem) -> tuple[audio.Wave, int]:
     """The samples of a stem and their rate. Raises AudioError unless they are what was scanned."""
-    path = inside(Path(song.root), stem.path)
+    path = locate(song.root, stem.path)
     if path is None:
         raise AudioError(f"{stem.path}: leaves the root {song.root}", "outside_root")
-    info = audio.probe(path, stem.stream)
+    rate = audio.probe(path, stem.stream).sample_rate
     parts = list(audio.blocks(path, stem.stream))
-    if not parts or _fingerprint(info, parts) != stem.fingerprint:
+    if stem.channel is not None:
+        parts = [part[stem.channel : stem.channel + 1] for part in parts]
+    if not parts or _fingerprint(rate, parts) != stem.fingerprint:
         raise AudioError(f"{path}: its audio is not what was scanned; scan the corpus again", "changed")
-    return np.concatenate(parts, axis=1), info.sample_rate
+    return np.concatenate(parts, axis=1), rate
 
 
-def _fingerprint(info: audio.AudioInfo, parts: Iterable[audio.Wave]) -> str:
-    """The hash that `mgeldm.measure` takes of a file."""
-    digest = hashlib.blake2b(f"{info.sample_rate} {info.channels}".encode(), digest_size=16)
+def _fingerprint(rate: int, parts: Sequence[audio.Wave]) -> str:
+    """The hash that `mgeldm.measure` takes of a stem."""
+    digest = Fingerprint(rate, parts[0].shape[0])
     for part in parts:
-        digest.update(np.add(part.T, np.float32(0), order="C").data)
+        digest.add(positive(part.T))
     return digest.hexdigest()
 
 

@@ -3,8 +3,9 @@
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -13,8 +14,8 @@ import numpy.typing as npt
 
 from manifests.errors import ConfigError
 from manifests.labels import lookup, phrase
-from manifests.songs import ACTIVITY_FRAME_S, Song, Stem, read_songs
-from manifests.splits import Plan, Split, Window, window_id, write_splits
+from manifests.songs import ACTIVITY_FRAME_S, Song, Stem, iter_songs
+from manifests.splits import Plan, PlanRows, SongWindows, Split, Window, window_id
 
 Activity = npt.NDArray[np.bool_]
 
@@ -77,30 +78,33 @@ def split(songs: Path, out: Path, *, config: SplitConfig | None = None) -> Split
         ManifestError: the manifest cannot be used.
     """
     config = config or SplitConfig()
-    plan = make_plan(read_songs(songs), config)
-    write_splits(out, plan)
-    sources = Counter(split.source_text for window in plan.windows for split in window.splits)
+    rows, passed_over, sources = PlanRows(), Counter[str](), Counter[str]()
+    planned = windows = 0
+    for song in iter_songs(songs):
+        found = _song_windows(song, config, passed_over)
+        if found.starts_s:
+            rows.add(found)
+            planned += 1
+            windows += len(found.starts_s)
+            sources.update(found.splits[index].source_text for chosen in found.chosen for index in chosen)
+    passed = dict(sorted(passed_over.items()))
+    rows.write(out, asdict(config), passed)
     return SplitSummary(
-        songs=len({window.song_id for window in plan.windows}),
-        windows=len(plan.windows),
+        songs=planned,
+        windows=windows,
         splits=sources.total(),
-        hours=sum(window.duration_s for window in plan.windows) / 3600,
+        hours=windows * config.window_s / 3600,
         sources=dict(sources.most_common()),
-        passed_over=plan.passed_over,
+        passed_over=passed,
     )
 
 
-def make_plan(songs: Sequence[Song], config: SplitConfig) -> Plan:
+def make_plan(songs: Iterable[Song], config: SplitConfig) -> Plan:
     """The plan over ``songs``; does not depend on their order."""
     passed_over: Counter[str] = Counter()
     windows: list[Window] = []
     for song in sorted(songs, key=lambda song: song.song_id):
-        if not song.usable_stems:
-            passed_over["song unusable (see its problems)"] += 1
-        elif song.duration_s < config.min_song_s:
-            passed_over[f"song shorter than {config.min_song_s:g} s"] += 1
-        else:
-            windows += _song_windows(song, config, passed_over)
+        windows += _song_windows(song, config, passed_over).windows()
     return Plan(windows=tuple(windows), config=asdict(config), passed_over=dict(sorted(passed_over.items())))
 
 
@@ -116,59 +120,85 @@ def window_starts(duration_s: float, window_s: float, hop_s: float) -> list[floa
     return [start / 1000 for start in starts]
 
 
-def _song_windows(song: Song, config: SplitConfig, passed_over: Counter[str]) -> Iterator[Window]:
-    candidates = _candidates(song.usable_stems, config)
-    for start in window_starts(song.duration_s, config.window_s, config.hop_s or config.window_s):
-        splits = [split for split, source, submix in candidates if _is_active(source, submix, start, config)]
-        if not splits:
+def _song_windows(song: Song, config: SplitConfig, passed_over: Counter[str]) -> SongWindows:
+    """The windows of a song, none where it cannot be used; ``passed_over`` counts what was not planned."""
+    starts: list[float] = []
+    if not song.usable_stems:
+        passed_over["song unusable (see its problems)"] += 1
+    elif song.duration_s < config.min_song_s:
+        passed_over[f"song shorter than {config.min_song_s:g} s"] += 1
+    else:
+        starts = window_starts(song.duration_s, config.window_s, config.hop_s or config.window_s)
+    stems = song.usable_stems if starts else ()
+    splits = _candidates(tuple((stem.stem_id, stem.instrument) for stem in stems), config.exclude)
+    planned, chosen = [], []
+    for start, active in zip(starts, _active(stems, splits, starts, config).tolist(), strict=True):
+        found = [number for number, both in enumerate(active) if both]
+        if found:
+            planned.append(start)
+            chosen.append(_draw(found, window_id(song.song_id, start), config))
+        else:
             passed_over["window without an active source beside an active submix"] += 1
-            continue
-        key = window_id(song.song_id, start)
-        yield Window(
-            window_id=key,
-            song_id=song.song_id,
-            start_s=start,
-            duration_s=config.window_s,
-            splits=_draw(splits, key, config),
-        )
+    return SongWindows(
+        song_id=song.song_id,
+        duration_s=config.window_s,
+        splits=splits,
+        starts_s=tuple(planned),
+        chosen=tuple(chosen),
+    )
 
 
-def _candidates(stems: Sequence[Stem], config: SplitConfig) -> list[tuple[Split, Activity, Activity]]:
-    """Every split of a song, with the activity of its source and of its submix on the song's time."""
+# The songs of a corpus often have the same stems.
+@lru_cache(maxsize=1024)
+def _candidates(stems: tuple[tuple[str, str], ...], exclude: tuple[str, ...]) -> tuple[Split, ...]:
+    """Every split of a song of ``stems``, pairs of id and instrument."""
     found = []
-    for instrument in sorted({stem.instrument for stem in stems}):
-        source = [stem for stem in stems if stem.instrument == instrument]
-        submix = [stem for stem in stems if stem.instrument != instrument]
-        if submix and instrument not in config.exclude and not lookup(instrument).aggregate:
+    for instrument in sorted({name for _, name in stems}):
+        source = tuple(stem_id for stem_id, name in stems if name == instrument)
+        submix = [(stem_id, name) for stem_id, name in stems if name != instrument]
+        if submix and instrument not in exclude and not lookup(instrument).aggregate:
             split = Split(
-                source=tuple(stem.stem_id for stem in source),
-                submix=tuple(stem.stem_id for stem in submix),
+                source=source,
+                submix=tuple(stem_id for stem_id, _ in submix),
                 source_text=instrument,
-                submix_text=phrase(stem.instrument for stem in submix),
+                submix_text=phrase(name for _, name in submix),
             )
-            found.append((split, _activity(source), _activity(submix)))
-    return found
+            found.append(split)
+    return tuple(found)
+
+
+def _active(stems: Sequence[Stem], splits: Sequence[Split], starts: Sequence[float], config: SplitConfig) -> Activity:
+    """Which splits sound on both sides long enough in the windows at ``starts``: ``[starts, splits]``."""
+    sides = [side for split in splits for side in (split.source, split.submix)]
+    taken = np.array([[stem.stem_id in side for stem in stems] for side in sides], np.float32)
+    if not taken.size:
+        return np.zeros((len(starts), len(splits)), np.bool_)
+    count = round(config.window_s / ACTIVITY_FRAME_S)
+    first = np.rint(np.array(starts) / ACTIVITY_FRAME_S).astype(np.int64)
+    sounding = taken @ _activity(stems).astype(np.float32) > 0
+    sums = np.zeros((len(sides), sounding.shape[1] + 1), np.int32)
+    np.cumsum(sounding, axis=1, out=sums[:, 1:])
+    begin, end = (np.minimum(frame, sounding.shape[1]) for frame in (first, first + count))
+    shares = ((sums[:, end] - sums[:, begin]) / count).reshape(len(splits), 2, len(starts))
+    enough = shares >= np.array([config.min_source_active, config.min_submix_active])[:, None]
+    return np.asarray(enough.all(axis=1).T)
 
 
 def _activity(stems: Sequence[Stem]) -> Activity:
-    """100 ms frames of the song in which any of the stems sounds."""
+    """100 ms frames of the song in which each stem sounds, ``[stems, frames]``."""
     rows = []
     for stem in stems:
         lead = round(stem.offset_frames / (stem.sample_rate or 1) / ACTIVITY_FRAME_S)
         rows.append(np.concatenate([np.zeros(lead, dtype=np.bool_), stem.active()]))
-    total = np.zeros(max(row.size for row in rows), dtype=np.bool_)
-    for row in rows:
-        total[: row.size] |= row
+    total = np.zeros((len(rows), max((row.size for row in rows), default=0)), dtype=np.bool_)
+    for line, row in zip(total, rows, strict=True):
+        line[: row.size] = row
     return total
 
 
-def _is_active(source: Activity, submix: Activity, start_s: float, config: SplitConfig) -> bool:
-    first, count = round(start_s / ACTIVITY_FRAME_S), round(config.window_s / ACTIVITY_FRAME_S)
-    shares = [frames[first : first + count].sum() / count for frames in (source, submix)]
-    return bool(shares[0] >= config.min_source_active and shares[1] >= config.min_submix_active)
-
-
-def _draw(splits: list[Split], key: str, config: SplitConfig) -> tuple[Split, ...]:
+def _draw(splits: list[int], key: str, config: SplitConfig) -> tuple[int, ...]:
+    if len(splits) <= config.splits_per_window:
+        return tuple(splits)
     digest = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
     rng = np.random.default_rng(np.random.SeedSequence([config.seed, digest]))
     chosen = rng.permutation(len(splits))[: config.splits_per_window]

@@ -3,13 +3,13 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from manifests.errors import ConfigError, ManifestError
-from manifests.songs import Song, Stem, inside
+from manifests.roots import locate
+from manifests.songs import Song, Stem
 from mgeldm import audio
 
 Kind = Literal["stem", "submix", "mix"]
@@ -90,13 +90,14 @@ def read_stem(song: Song, stem: Stem, start_s: float, frames: int, rate: int) ->
 
     Zeros where the stem has not begun or has ended. Raises AudioError.
     """
-    path = inside(Path(song.root), stem.path)
+    path = locate(song.root, stem.path)
     if path is None or not stem.sample_rate:
         raise ManifestError(f"{song.song_id}: stem {stem.stem_id} cannot be read; it should have been excluded")
     start = round(start_s * stem.sample_rate) - stem.offset_frames
     length = -(-frames * stem.sample_rate // rate)
     before = min(length, max(0, -start))
-    wave = audio.to_channels(audio.read(path, stem.stream, max(0, start), length - before), 1)
+    wave = audio.read(path, stem.stream, max(0, start), length - before)
+    wave = audio.to_channels(wave if stem.channel is None else wave[stem.channel : stem.channel + 1], 1)
     wave = np.pad(wave, [(0, 0), (before, 0)])
     return audio.fit(audio.resample(wave, stem.sample_rate, rate), frames)
 

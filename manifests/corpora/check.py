@@ -19,6 +19,7 @@ from manifests.corpora.registry import corpus_names, get_corpus, layout_path
 from manifests.errors import CorpusError
 from manifests.labels import UNMAPPED, lookup
 from manifests.problems import is_failure
+from manifests.roots import OpenRoot, container, open_root
 from manifests.songs import SUBSETS
 
 _SHOWN = 60
@@ -82,8 +83,8 @@ class CorpusCheck:
         return self.error is not None or any(is_failure(problem.code) for problem in self.problems)
 
 
-def check(name: str, root: Path, *, seconds: float = 1.0) -> CorpusCheck:
-    """See what the corpus ``name`` (or the layout at that path) takes of the folder ``root``.
+def check(name: str, root: Path | str, *, seconds: float = 1.0) -> CorpusCheck:
+    """See what the corpus ``name`` (or the layout at that path) takes of ``root``, a folder or a URL.
 
     Listing stops ``seconds`` after the first song, and so does the search for leftovers; 0 is without limit.
 
@@ -91,8 +92,12 @@ def check(name: str, root: Path, *, seconds: float = 1.0) -> CorpusCheck:
         CorpusError: no such corpus, a wrong layout, or no such folder. That nothing matches is a result, not an error.
     """
     corpus = get_corpus(name)
-    if not root.is_dir():
-        raise CorpusError(f"{root}: no such folder (root of corpus {corpus.name})")
+    with open_root(root) as place:
+        return _check(corpus, place, seconds)
+
+
+def _check(corpus: Corpus, place: OpenRoot, seconds: float) -> CorpusCheck:
+    root = place.folder
     subsets, labels, problems = Counter[str](), Counter[str](), Counter[str]()
     instruments: dict[str, str] = {}
     examples: dict[str, str] = {}
@@ -106,7 +111,8 @@ def check(name: str, root: Path, *, seconds: float = 1.0) -> CorpusCheck:
             subsets[listing.subset] += 1
             mixtures += listing.mixture is not None
             without_stems += not listing.stems
-            taken |= {stem.path for stem in listing.stems} | ({listing.mixture} if listing.mixture else set())
+            paths = [stem.path for stem in listing.stems] + ([listing.mixture] if listing.mixture else [])
+            taken |= {container(path) for path in paths}
             for stem in listing.stems:
                 label = _line(stem.label)
                 labels[label] += 1
@@ -118,7 +124,7 @@ def check(name: str, root: Path, *, seconds: float = 1.0) -> CorpusCheck:
                 complete = False
                 break
     except CorpusError as failure:
-        error = _line(str(failure))
+        error = _line(place.named(str(failure)))
     leftover: list[Leftover] = []
     # What a listing that was cut short did not come to is not left over.
     if complete:
@@ -126,7 +132,7 @@ def check(name: str, root: Path, *, seconds: float = 1.0) -> CorpusCheck:
     counts = [_label_count(label, instruments[label], count) for label, count in labels.most_common()]
     return CorpusCheck(
         corpus=corpus.name,
-        root=_line(str(root)),
+        root=_line(place.root),
         error=error,
         complete=complete,
         subsets={subset: subsets[subset] for subset in SUBSETS if subset in subsets},

@@ -5,8 +5,9 @@ from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
-from manifests.corpora.base import Corpus
+from manifests.corpora.base import Corpus, read_mapping
 from manifests.corpora.cocochorales import CocoChorales
+from manifests.corpora.huggingface import KIND, HuggingFace
 from manifests.corpora.layout import FolderLayout
 from manifests.corpora.medleydb import MedleyDB
 from manifests.corpora.moisesdb import MoisesDB
@@ -43,7 +44,7 @@ def get_corpus(name: str) -> Corpus:
     if name in _ADAPTERS:
         return _ADAPTERS[name]()
     if path := layout_path(name):
-        return FolderLayout.load(path)
+        return _load(path)
     for point in entry_points(group=ENTRY_POINTS, name=name):
         return _loaded(point)
     raise CorpusError(f"{name}: no such corpus; known: {', '.join(corpus_names())}; or give the path of a layout .yaml")
@@ -66,3 +67,12 @@ def _loaded(point: EntryPoint) -> Corpus:
 
 def _layouts() -> dict[str, Path]:
     return {path.stem: path for path in _LAYOUTS.glob("*.yaml")}
+
+
+def _load(path: Path) -> Corpus:
+    """The corpus of a YAML file: its ``kind`` says of which make it is, a folder layout by default."""
+    try:
+        kind = read_mapping(path).get("kind")
+    except ValueError:
+        kind = None  # told by the loader
+    return HuggingFace.load(path) if kind == KIND else FolderLayout.load(path)

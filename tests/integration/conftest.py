@@ -29,11 +29,11 @@ def layout(tmp_path: Path) -> Path:
 def readers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files whose samples were read."""
     names: list[str] = []
-    blocks = audio.blocks
+    interleaved = audio.interleaved
 
     def spied(path: Path, *rest: object) -> Iterator[audio.Wave]:
         names.append(f"{path.parent.name}/{path.name}")
-        return blocks(path, *rest)  # type: ignore[arg-type]
+        return interleaved(path, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(audio, "blocks", spied)
+    monkeypatch.setattr(audio, "interleaved", spied)
     return names

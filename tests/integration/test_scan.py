@@ -6,12 +6,14 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from manifests.songs import Song, read_songs
 from mgeldm.measure import ActivityConfig, measure
 from pipelines import scan as scan_module
+from pipelines.measure_song import SongUnit, measure_song
 from pipelines.runner import RunnerConfig
 from pipelines.scan import ScanConfig, ScanSummary, preview, scan
 from tests.support.corpora import write_folders, write_layout, write_slakh
@@ -81,7 +83,7 @@ def test_a_scan_again_reads_no_audio(slakh: Path, tmp_path: Path, readers: list[
     out = tmp_path / "songs.parquet"
     scan([("slakh2100", slakh)], out, runner=LOCAL)
     before = out.read_bytes()
-    assert len(readers) == 16
+    assert len(readers) == 20
     readers.clear()
     summary = scan([("slakh2100", slakh)], out, runner=LOCAL)
     assert (summary.measured, summary.reused, readers) == (0, 4, [])
@@ -148,7 +150,7 @@ def test_other_thresholds_measure_everything_again(slakh: Path, tmp_path: Path, 
     readers.clear()
     config = ScanConfig(activity=ActivityConfig(on_dbfs=-40.0))
     assert scan([("slakh2100", slakh)], out, config=config, runner=LOCAL).measured == 4
-    assert len(readers) == 16
+    assert len(readers) == 20
 
 
 def test_a_preview_counts_without_reading_audio(root: Path, layout: Path, readers: list[str]) -> None:
@@ -174,18 +176,17 @@ def test_songs_that_leave_a_manifest_are_told(
 KILLED = """
 import sys
 from pathlib import Path
-from mgeldm import measure
 from pipelines import scan
 from pipelines.runner import RunnerConfig
 scan.JOURNAL_SECONDS = 0.0
 seen = []
-def slow(path, stream, config, measured=scan.measure):
-    seen.append(path.parent)
-    if len(set(seen)) > 3:
+def slow(*args, measured=scan.measure_song):
+    seen.append(args)
+    if len(seen) > 3:
         print("three songs done", flush=True)
         sys.stdin.read()
-    return measured(path, stream, config)
-scan.measure = slow
+    return measured(*args)
+scan.measure_song = slow
 scan.scan([(sys.argv[1], Path(sys.argv[2]))], Path(sys.argv[3]), runner=RunnerConfig(runner="local"))
 """
 
@@ -218,16 +219,16 @@ def test_a_killed_scan_goes_on_where_it_was(tmp_path: Path, readers: list[str]) 
 def test_a_scan_that_fails_keeps_what_it_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     layout = write_folders(tmp_path / "root", 3, seconds=0.5)
     out = tmp_path / "songs.parquet"
-    seen: list[Path] = []
+    seen: list[SongUnit] = []
 
-    def interrupted(path: Path, *rest: object) -> object:
-        seen.append(path.parent)
-        if len(set(seen)) == 3:
+    def interrupted(unit: SongUnit, *rest: Any) -> Song:
+        seen.append(unit)
+        if len(seen) == 3:
             raise KeyboardInterrupt
-        return measure(path, *rest)  # type: ignore[arg-type]
+        return measure_song(unit, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(scan_module, "measure", interrupted)
+        patch.setattr(scan_module, "measure_song", interrupted)
         with pytest.raises(KeyboardInterrupt):
             scan([(str(layout), tmp_path / "root")], out, runner=LOCAL)
     summary = scan([(str(layout), tmp_path / "root")], out, runner=LOCAL)
@@ -248,5 +249,5 @@ def test_the_examples_scan_without_a_problem_that_excludes(tmp_path: Path) -> No
     songs = read_songs(tmp_path / "songs.parquet")
     assert len(songs) == 9
     assert all(len(song.usable_stems) == len(song.stems) >= 4 for song in songs)
-    assert {problem.code for song in songs for problem in song.problems} == {"unequal_length"}
+    assert {problem.code for song in songs for problem in song.problems} == {"narrow_band", "unequal_length"}
     assert time.monotonic() - start < 60

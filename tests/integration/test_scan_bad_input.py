@@ -20,7 +20,7 @@ def test_songs_that_cannot_be_used_stay_with_the_reason(root: Path, layout: Path
     (root / "bare").mkdir()
     write_sound(root / "alone" / "drums.wav", sound("alone", seconds=1), RATE)
     for index, label in enumerate(("drums", "bass", "piano")):
-        write_sound(root / "uneven" / f"{label}.wav", sound(label, seconds=1 + 0.06 * index), RATE)
+        write_sound(root / "uneven" / f"{label}.wav", sound("uneven", label, seconds=1 + 0.06 * index), RATE)
     songs = scanned(layout, root)
     assert codes(songs["bare"]) == [("no_stems", None)]
     assert codes(songs["alone"]) == [("single_stem", None)]
@@ -73,7 +73,7 @@ def test_any_name_is_kept_or_recorded(root: Path, layout: Path) -> None:
     (root / "good" / os.fsdecode(b"left\xe9.txt")).touch()
     songs = scanned(layout, root)
     assert set(songs) == {"good", odd, "caf\\udce9"}
-    assert songs[odd].problems == ()
+    assert songs[odd].problems == (Problem(code="duplicate", detail="folders/good (same stems)"),)
     assert songs[odd].stems[0].path == f"{odd}/bass.wav"
     assert codes(songs["caf\\udce9"]) == [
         ("bad_name", "bass.wav"),
@@ -93,7 +93,7 @@ def test_songs_below_linked_folders_are_measured_when_they_stay_inside(root: Pat
     (root / "far").symlink_to(tmp_path / "elsewhere")
     layout = write_layout(tmp_path / "l.yaml", song="{disk}/{song}")
     songs = scanned(layout, root)
-    assert songs["linked/good"].problems == ()
+    assert codes(songs["linked/good"]) == [("duplicate", None)]
     # What the folder outside holds is not even listed.
     assert songs.keys() == {"disk/good", "linked/good", "far"}
     assert codes(songs["far"]) == [("outside_root", None), ("no_stems", None)]

@@ -10,9 +10,9 @@ LOCAL = RunnerConfig(runner="local")
 RATE = 16_000
 
 
-def scanned(name: str | Path, root: Path, out: Path | None = None) -> dict[str, Song]:
+def scanned(name: str | Path, root: Path | str, out: Path | None = None) -> dict[str, Song]:
     """Scan one corpus here; its songs by their own ids."""
-    out = out or root.parent / "songs.parquet"
+    out = out or Path(root).parent / "songs.parquet"
     scan([(str(name), root)], out, runner=LOCAL)
     return {song.song_id.split("/", 1)[1]: song for song in read_songs(out)}
 

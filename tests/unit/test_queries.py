@@ -1,0 +1,131 @@
+"""Filters in a person's own words."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from manifests.errors import ConfigError, ManifestError
+from manifests.queries import COLUMNS, filter_songs
+from manifests.songs import SONGS_SCHEMA, Problem, Song, read_songs, songs_metadata, write_songs
+from tests.support.songs import made_song, made_stem
+
+SONGS = [
+    made_song("medleydb/1", [made_stem("drums"), made_stem("bass")], [Problem(code="leak", detail="x")]),
+    made_song("moisesdb/1", [made_stem("drums"), made_stem("piano")], subset="test"),
+    made_song("moisesdb/2", [made_stem("guitar"), made_stem("bass", seconds=90)]),
+    made_song("moisesdb/it's", [made_stem("drums")], [Problem(code="single_stem")]),
+]
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    # A name with a quote, as any folder may have one.
+    path = tmp_path_factory.mktemp("it's") / "so'ngs.parquet"
+    write_songs(path, SONGS, {"config": "abc"})
+    return path
+
+
+def kept(manifest: Path, where: str) -> list[str]:
+    out = manifest.parent / "small.parquet"
+    summary = filter_songs(manifest, where, out)
+    songs = read_songs(out)
+    assert songs == [song for song in SONGS if song in songs], "kept as they were, in order"
+    assert (summary.songs, summary.of) == (len(songs), len(SONGS))
+    assert summary.hours == pytest.approx(sum(song.duration_s for song in songs) / 3600)
+    return [song.song_id for song in songs]
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [
+        ("corpus == 'moisesdb' and 'drums' in instruments", ["moisesdb/1", "moisesdb/it's"]),
+        ("corpus = 'medleydb' OR subset IN ('test')", ["medleydb/1", "moisesdb/1"]),
+        ("has_problem('leak')", ["medleydb/1"]),
+        ("not HAS_PROBLEM ( 'leak' ) and usable", ["moisesdb/1", "moisesdb/2"]),
+        ("duration_s > 60", ["moisesdb/2"]),
+        ("hours > 60 / 3600.0", ["moisesdb/2"]),
+        ("stem_count == 1", ["moisesdb/it's"]),
+        ("'keys' in families or 'guitar' in labels", ["moisesdb/1", "moisesdb/2"]),
+        ("len(problems) > 0", ["medleydb/1", "moisesdb/it's"]),
+        ("song_id like 'moisesdb/%' -- and a comment", ["moisesdb/1", "moisesdb/2", "moisesdb/it's"]),
+        ("song_id == 'moisesdb/it''s'", ["moisesdb/it's"]),
+        ("song_id == 'has_problem(1)'", []),
+        ("true", ["medleydb/1", "moisesdb/1", "moisesdb/2", "moisesdb/it's"]),
+        ("mixture_audio.lufs > 0", []),
+    ],
+)
+def test_songs_for_which_the_expression_is_true_are_kept(manifest: Path, where: str, expected: list[str]) -> None:
+    assert kept(manifest, where) == expected
+
+
+def test_metadata_schema_and_row_groups_stay(manifest: Path, tmp_path: Path) -> None:
+    filter_songs(manifest, "true", tmp_path / "all.parquet")
+    assert (tmp_path / "all.parquet").read_bytes() == manifest.read_bytes()
+    filter_songs(manifest, "false", tmp_path / "none.parquet")
+    assert songs_metadata(tmp_path / "none.parquet") == songs_metadata(manifest)
+    assert pq.read_schema(tmp_path / "none.parquet").equals(SONGS_SCHEMA)
+
+
+def test_a_manifest_may_be_filtered_into_itself(tmp_path: Path) -> None:
+    write_songs(tmp_path / "songs.parquet", SONGS)
+    filter_songs(tmp_path / "songs.parquet", "subset == 'test'", tmp_path / "songs.parquet")
+    assert read_songs(tmp_path / "songs.parquet") == [SONGS[1]]
+
+
+@pytest.mark.parametrize(
+    ("where", "words"),
+    [
+        ("corpsu == 'moisesdb'", '"corpsu"'),
+        ("corpus == ", "syntax error"),
+        ("sum(duration_s) > 3", "aggregates"),
+        ("nosuch(corpus)", "nosuch"),
+        ("duration_s > 'long'", "'long'"),
+        ("  ", "is empty"),
+        ("true); drop view songs; select (true", "several statements"),
+        ("exists(select * from read_text('/etc/passwd'))", "/etc/passwd"),
+        ("corpus == 'mois", "unterminated"),
+    ],
+)
+def test_a_wrong_expression_is_one_line_that_lists_the_columns(manifest: Path, where: str, words: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        filter_songs(manifest, where, manifest.parent / "wrong.parquet")
+    message = str(caught.value)
+    assert message.startswith("--where")
+    assert words in message
+    assert "\n" not in message
+    assert "several" in words or all(column in message for column in COLUMNS)
+    assert not (manifest.parent / "wrong.parquet").exists()
+
+
+def test_what_is_no_manifest_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match="no such file"):
+        filter_songs(tmp_path / "songs.parquet", "true", tmp_path / "out.parquet")
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=20)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts)
+def test_any_text_can_be_asked_for_in_quotes(tmp_path: Path, text: str) -> None:
+    song: Song = replace(SONGS[0], subset=text, problems=())
+    write_songs(tmp_path / "songs.parquet", [song])
+    quoted = "'" + text.replace("'", "''") + "'"
+    out = tmp_path / "out.parquet"
+    assert filter_songs(tmp_path / "songs.parquet", f"subset == {quoted}", out).songs == 1
+    assert filter_songs(tmp_path / "songs.parquet", f"subset != {quoted} or has_problem({quoted})", out).songs == 0
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts)
+def test_any_expression_filters_or_is_refused_in_one_line(manifest: Path, where: str) -> None:
+    message = ""
+    try:
+        filter_songs(manifest, where, manifest.parent / "any.parquet")
+    except ConfigError as error:
+        message = str(error)
+    assert "\n" not in message
