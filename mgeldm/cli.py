@@ -140,7 +140,7 @@ def _corpus(arguments: Sequence[str]) -> int:
         help="list the corpora that `scan` knows by name; show the layout of one; check what it takes of a folder",
     )
     parser.add_argument("corpus", nargs="?", help="corpus name or layout YAML, for show and check")
-    parser.add_argument("root", nargs="?", type=parse_root, help="folder or URL of the corpus, for check")
+    parser.add_argument("root", nargs="?", help="folder or URL of the corpus, for check")
     parser.add_argument("--seconds", type=float, default=1.0, help="check no longer than this; 0: to the end")
     parsed = parser.parse_args(list(arguments))
     words = [word for word in (parsed.corpus, parsed.root) if word is not None]
@@ -155,7 +155,7 @@ def _corpus(arguments: Sequence[str]) -> int:
         _show(found, parsed.json)
         print(f"\n{layout}" if layout else "", end="\n" if layout else "")
         return OK
-    checked = check(parsed.corpus, parsed.root, seconds=parsed.seconds)
+    checked = check(parsed.corpus, parse_root(parsed.root), seconds=parsed.seconds)
     print(json.dumps(asdict(checked)) if parsed.json else summary(checked))
     return FAILED_ITEMS if checked.failed else OK
 
