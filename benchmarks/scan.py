@@ -112,4 +112,5 @@ def _peak_mib(root: Path) -> float:
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as place:
         scan([("slakh2100", Path(sys.argv[1]))], Path(place) / "songs.parquet", runner=LOCAL)
-    print(next(int(line.split()[1]) / 1024 for line in open("/proc/self/status") if line.startswith("VmHWM")))
+    status = Path("/proc/self/status").read_text().splitlines()
+    print(next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM")))
