@@ -30,7 +30,7 @@ class Spectrum:
 
     def __init__(self, rate: int) -> None:
         self._hop = round(HOP_S * rate)
-        self._shape = get_window("blackmanharris", WINDOW).astype(np.float32)
+        self._shape = get_window("blackmanharris", WINDOW)
         self._window = np.zeros(WINDOW, np.float32)
         self._filled = self._position = self._begin = self._count = 0
         self._power = np.zeros(WINDOW // 2 + 1)
@@ -59,7 +59,7 @@ class Spectrum:
 
     def _finish_window(self) -> None:
         bins = scipy.fft.rfft(self._window * self._shape)
-        self._power += np.square(bins.real, dtype=np.float64) + np.square(bins.imag, dtype=np.float64)
+        self._power += np.square(bins.real) + np.square(bins.imag)
         self._filled, self._count = 0, self._count + 1
 
 

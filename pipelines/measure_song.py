@@ -153,7 +153,9 @@ def _decode(tracks: Sequence[_Track], mixture: _Track | None, summed: bool) -> t
         if not _advance(source, steps, place):
             sources.remove(source)
         if place and (pieces := steps.take()) and len(pieces[0]):
-            stems = sum(pieces[1 : len(tracks)], start=pieces[0])
+            stems = pieces[0].copy()
+            for piece in pieces[1 : len(tracks)]:
+                stems += piece
             if comparison:
                 comparison.add(stems, pieces[-1])
             elif levels:

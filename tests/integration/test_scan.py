@@ -32,7 +32,7 @@ def test_both_kinds_of_corpora_in_one_manifest(slakh: Path, folders: tuple[Path,
         hours=0.0,
         measured=6,
         reused=0,
-        problems={"unequal_length": 2},
+        problems={"narrow_band": 2, "unequal_length": 2},
         seconds=0.0,
     )
     assert {song_id: song.subset for song_id, song in songs.items()} == {

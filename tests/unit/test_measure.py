@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from manifests.errors import AudioError
 from manifests.songs import activity_frames
 from mgeldm import audio
-from mgeldm.measure import ActivityConfig, Measurement, decibels, hysteresis, measure
+from mgeldm.measure import ActivityConfig, Measurement, Meter, decibels, hysteresis, measure
 from tests.support.sounds import sound, write_sound
 
 CONFIG = ActivityConfig()
@@ -162,3 +162,101 @@ def test_a_file_without_samples_is_empty(tmp_path: Path) -> None:
 def test_a_file_that_cannot_be_opened_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(AudioError, match="no such file"):
         measure(tmp_path / "none.wav", None, CONFIG)
+
+
+def plain_clipped(wave: audio.Wave) -> float:
+    """Sample by sample: the share in runs of three or more at the highest or the lowest value, if near full scale."""
+    count = 0
+    for signal in (wave, -wave):
+        if signal.max() < 0.95:
+            continue
+        for channel in signal == signal.max():
+            run = 0
+            for at_peak in [*channel, False]:
+                count += run if not at_peak and run >= 3 else 0
+                run = run + 1 if at_peak else 0
+    return count / wave.size
+
+
+@given(
+    st.lists(st.sampled_from([0.0, 0.5, 0.96, 1.0, -0.97, -1.0]), min_size=1, max_size=60),
+    st.integers(1, 3),
+    st.integers(1, 9),
+    st.integers(1, 3),
+)
+@settings(max_examples=200, derandomize=True, deadline=None)
+def test_clipping_is_that_of_a_plain_loop(values: list[float], held: int, block: int, channels: int) -> None:
+    wave = np.repeat(np.array(values, np.float32), held)
+    wave = np.stack([np.roll(wave, channel) for channel in range(channels)])
+    meter = Meter(16_000, channels)
+    for begin in range(0, wave.shape[1], block):
+        meter.add(np.ascontiguousarray(wave[:, begin : begin + block].T))
+    assert meter.result("a.wav", CONFIG).clipped == pytest.approx(plain_clipped(wave))
+
+
+def test_clipping_far_from_the_peak_costs_nothing_and_changes_nothing(tmp_path: Path) -> None:
+    wave = np.clip(sound("loud", seconds=20, level=8.0), -0.99, 0.99)
+    assert measured(tmp_path / "a.wav", wave, 16_000).clipped == pytest.approx(plain_clipped(wave)) != 0
+    assert measured(tmp_path / "a.wav", wave * np.float32(0.5), 16_000).clipped == 0
+
+
+def test_dc_is_the_mean_of_the_channel_where_it_is_farthest_from_0(tmp_path: Path) -> None:
+    wave = sound("dc", channels=2)
+    wave -= wave.mean(axis=1, keepdims=True)
+    wave += np.array([[0.01], [-0.02]], np.float32)
+    assert measured(tmp_path / "a.wav", wave, 16_000).dc == pytest.approx(-0.02, abs=1e-7)
+
+
+@given(st.lists(st.integers(1, 30_000), min_size=1, max_size=8), st.sampled_from([8_000, 11_025, 44_100, 192_000]))
+@settings(max_examples=40, derandomize=True, deadline=None)
+def test_nothing_depends_on_where_blocks_end(sizes: list[int], rate: int) -> None:
+    wave = swelling(rate, 2, 1.3).T.copy()
+    wave[100:2000] += 0.01
+    wave[500:600] = 1.0
+    found = []
+    for parts in ([len(wave)], sizes):
+        meter, begin, number = Meter(rate, 2), 0, 0
+        while begin < len(wave):
+            meter.add(wave[begin : begin + parts[number % len(parts)]])
+            begin += parts[number % len(parts)]
+            number += 1
+        found.append(meter.result("a.wav", CONFIG))
+    whole, cut = found
+    assert (whole.frames, whole.peak_dbfs, whole.clipped, whole.fingerprint) == (
+        cut.frames,
+        cut.peak_dbfs,
+        cut.clipped,
+        cut.fingerprint,
+    )
+    assert np.array_equal(whole.spectrum, cut.spectrum)
+    assert whole.activity.tolist() == cut.activity.tolist()
+    assert (cut.lufs, cut.dc) == (pytest.approx(whole.lufs, abs=1e-9), pytest.approx(whole.dc, abs=1e-12))
+
+
+@pytest.mark.parametrize("rate", [4_000, 44_100, 96_000, 192_000])
+def test_loudness_of_low_tones_is_that_of_pyloudnorm(rate: int) -> None:
+    # Where the recursions of the K-weighting are nearest to instability.
+    wave = (0.3 + 0.3 * np.sin(2 * np.pi * 30 * np.arange(2 * rate + 1) / rate)).astype(np.float32)[:, None]
+    meter = Meter(rate, 1)
+    meter.add(wave)
+    expected = pyloudnorm.Meter(rate).integrated_loudness(wave.astype(np.float64))
+    assert meter.result("a.wav", CONFIG).lufs == pytest.approx(expected, abs=1e-6)
+
+
+def test_one_channel_measures_as_a_file_of_its_own(tmp_path: Path) -> None:
+    wave = sound("channels", channels=3)
+    path = write_sound(tmp_path / "a.wav", wave, 16_000, "FLOAT")
+    alone = measured(tmp_path / "b.wav", wave[1:2], 16_000)
+    found = measure(path, None, CONFIG, channel=1)
+    assert (found.channels, found.fingerprint, found.lufs) == (1, alone.fingerprint, alone.lufs)
+    failed = measure(path, None, CONFIG, channel=3)
+    assert failed.problem is not None
+    assert "has 3 channels, channel 3 was asked for" in str(failed.problem)
+
+
+def test_the_sign_of_silence_is_not_in_the_fingerprint(tmp_path: Path) -> None:
+    wave = np.zeros((2, 1000), np.float32)
+    wave[:, 500] = 0.5
+    one = measured(tmp_path / "a.wav", wave, 16_000)
+    wave[:, 600:] = -0.0
+    assert measured(tmp_path / "a.wav", wave, 16_000).fingerprint == one.fingerprint
