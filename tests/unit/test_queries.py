@@ -9,7 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from manifests.errors import ConfigError, ManifestError
+from manifests.lint import lint_songs
 from manifests.queries import COLUMNS, filter_songs
+from manifests.song_stats import song_stats
 from manifests.songs import SONGS_SCHEMA, Problem, Song, read_songs, songs_metadata, write_songs
 from tests.support.songs import made_song, made_stem
 
@@ -99,6 +101,33 @@ def test_a_wrong_expression_is_one_line_that_lists_the_columns(manifest: Path, w
     assert "\n" not in message
     assert "several" in words or all(column in message for column in COLUMNS)
     assert not (manifest.parent / "wrong.parquet").exists()
+
+
+@pytest.mark.parametrize("name", ["a [mix] of * and ?.parquet", "plain.parquet", "corpus=x.parquet"])
+def test_a_manifest_may_have_any_name_and_a_relative_path(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_songs(name, SONGS)
+    assert filter_songs(name, "duration_s > 60", "out.parquet").songs == 1
+
+
+def test_an_output_that_cannot_be_written_is_not_blamed_on_the_manifest(manifest: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="file"):
+        filter_songs(manifest, "true", tmp_path / "file" / "out.parquet")
+
+
+def test_a_manifest_that_is_damaged_within_is_a_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / "songs.parquet"
+    write_songs(path, SONGS)
+    whole = bytearray(path.read_bytes())
+    whole[4 : len(whole) // 4] = bytes(len(whole) // 4 - 4)
+    path.write_bytes(whole)
+    for action in (lambda: read_songs(path), lambda: song_stats(path), lambda: list(lint_songs(path))):
+        with pytest.raises(ManifestError, match=r"songs.parquet: ") as caught:
+            action()
+        assert "\n" not in str(caught.value)
 
 
 def test_what_is_no_manifest_is_refused(tmp_path: Path) -> None:
