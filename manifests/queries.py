@@ -76,6 +76,8 @@ def opened(path: Path | str) -> Iterator[duckdb.DuckDBPyConnection]:
         file = _quoted(str(plain))
         connection.execute(f"SET allowed_paths = [{file}]")
         connection.execute("SET enable_external_access = false")
+        # It would stand in the output of a command that prints JSON.
+        connection.execute("SET enable_progress_bar = false")
         connection.execute("SET lock_configuration = true")
         connection.execute(
             f"CREATE TEMP VIEW songs AS SELECT * RENAME (file_row_number AS {_ROW}), {derived} "

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from manifests.errors import ConfigError, ManifestError
 from manifests.lint import lint_songs
-from manifests.queries import COLUMNS, filter_songs
+from manifests.queries import COLUMNS, filter_songs, opened
 from manifests.song_stats import song_stats
 from manifests.songs import SONGS_SCHEMA, Problem, Song, read_songs, songs_metadata, write_songs
 from tests.support.songs import made_song, made_stem
@@ -158,3 +158,8 @@ def test_any_expression_filters_or_is_refused_in_one_line(manifest: Path, where:
     except ConfigError as error:
         message = str(error)
     assert "\n" not in message
+
+
+def test_nothing_is_printed_while_a_query_takes_long(manifest: Path) -> None:
+    with opened(manifest) as connection:
+        assert connection.execute("SELECT current_setting('enable_progress_bar')").fetchone() == (False,)
