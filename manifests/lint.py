@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from manifests.errors import ManifestError
 from manifests.labels import UNMAPPED, vocabulary
 from manifests.problems import PROBLEMS, Effect
-from manifests.songs import SONGS_SCHEMA, SONGS_VERSION, SUBSETS, activity_frames, inside
+from manifests.songs import SONGS_SCHEMA, SONGS_VERSION, SUBSETS, activity_frames, inside, reading
 
 CODES: dict[str, str] = {
     "version": "the file does not say that it is a manifest of the version that this program reads",
@@ -73,31 +73,26 @@ def lint_songs(path: Path | str, *, audio: bool = False) -> Iterator[Finding]:
     """
     if not Path(path).exists():
         raise ManifestError(f"{path}: no such file")
-    try:
-        with pq.ParquetFile(path) as file:
-            faults = [
-                Finding(code=code, song_id=None, detail=detail) for code, detail in _file_faults(file.schema_arrow)
-            ]
-            yield from faults
-            if any(fault.code == "schema" for fault in faults):
-                return
-            seen: set[str] = set()
-            last = ""
-            for batch in file.iter_batches(batch_size=1_000, columns=SONGS_SCHEMA.names):
-                for row in batch.to_pylist():
-                    name = row["song_id"]
-                    for code, detail in _song_faults(row, audio):
-                        yield Finding(code=code, song_id=name, detail=detail)
-                    if name is None:
-                        continue
-                    if name in seen:
-                        yield Finding(code="song_id", song_id=name, detail="stands in two rows")
-                    elif name < last:
-                        yield Finding(code="order", song_id=name, detail=f"comes after {last}")
-                    seen.add(name)
-                    last = max(last, name)
-    except (pa.ArrowException, OSError) as error:
-        raise ManifestError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())})") from None
+    with reading(path), pq.ParquetFile(path) as file:
+        faults = [Finding(code=code, song_id=None, detail=detail) for code, detail in _file_faults(file.schema_arrow)]
+        yield from faults
+        if any(fault.code == "schema" for fault in faults):
+            return
+        seen: set[str] = set()
+        last = ""
+        for batch in file.iter_batches(batch_size=1_000, columns=SONGS_SCHEMA.names):
+            for row in batch.to_pylist():
+                name = row["song_id"]
+                for code, detail in _song_faults(row, audio):
+                    yield Finding(code=code, song_id=name, detail=detail)
+                if name is None:
+                    continue
+                if name in seen:
+                    yield Finding(code="song_id", song_id=name, detail="stands in two rows")
+                elif name < last:
+                    yield Finding(code="order", song_id=name, detail=f"comes after {last}")
+                seen.add(name)
+                last = max(last, name)
 
 
 def _file_faults(schema: pa.Schema) -> Iterator[tuple[str, str]]:

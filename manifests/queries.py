@@ -4,6 +4,7 @@ The manifest is read as far as a question needs it, a row group at a time; nothi
 """
 
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,9 +15,9 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from manifests.errors import ConfigError
+from manifests.errors import ConfigError, ManifestError
 from manifests.problems import PROBLEMS, Effect
-from manifests.songs import SONGS_SCHEMA, SONGS_VERSION, open_table, write_batches
+from manifests.songs import SONGS_SCHEMA, SONGS_VERSION, open_table, reading, write_batches
 
 MEMORY_LIMIT = "1GB"
 """What DuckDB may keep of a manifest at a time."""
@@ -66,11 +67,17 @@ def opened(path: Path | str) -> Iterator[duckdb.DuckDBPyConnection]:
     """
     with open_table(path, "songs", SONGS_VERSION, SONGS_SCHEMA):
         pass
-    file = _quoted(str(path))
     derived = ", ".join(f"{sql} AS {name}" for name, sql in DERIVED.items())
-    with duckdb.connect(config={"memory_limit": MEMORY_LIMIT, "autoinstall_known_extensions": False}) as connection:
+    settings: dict[str, str | bool | int | float | list[str]] = {
+        "memory_limit": MEMORY_LIMIT,
+        "autoinstall_known_extensions": False,
+    }
+    with _plain(Path(path)) as plain, duckdb.connect(config=settings) as connection:
+        file = _quoted(str(plain))
         connection.execute(f"SET allowed_paths = [{file}]")
         connection.execute("SET enable_external_access = false")
+        # It would stand in the output of a command that prints JSON.
+        connection.execute("SET enable_progress_bar = false")
         connection.execute("SET lock_configuration = true")
         connection.execute(
             f"CREATE TEMP VIEW songs AS SELECT * RENAME (file_row_number AS {_ROW}), {derived} "
@@ -80,7 +87,23 @@ def opened(path: Path | str) -> Iterator[duckdb.DuckDBPyConnection]:
             "CREATE TEMP VIEW stems AS SELECT song_id, corpus, subset, stem.* "
             "FROM (SELECT song_id, corpus, subset, unnest(stems) AS stem FROM songs)"
         )
-        yield connection
+        try:
+            yield connection
+        except duckdb.Error as error:
+            raise ManifestError(f"{path}: {_reason(error)}") from None
+
+
+@contextmanager
+def _plain(path: Path) -> Iterator[Path]:
+    """An absolute path to the file in which DuckDB sees no pattern."""
+    path = path.absolute()
+    if not set("*?[") & set(str(path)):
+        yield path
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / "songs.parquet"
+        link.symlink_to(path)
+        yield link
 
 
 def filter_songs(path: Path | str, where: str, out: Path | str) -> FilterSummary:
@@ -105,7 +128,9 @@ def filter_songs(path: Path | str, where: str, out: Path | str) -> FilterSummary
         def parts() -> Iterator[pa.Table]:
             for group, (begin, end) in enumerate(pairwise(starts)):
                 if kept[begin:end].any():
-                    yield file.read_row_group(group).filter(pa.array(kept[begin:end]))
+                    with reading(path):
+                        rows_of_group = file.read_row_group(group)
+                    yield rows_of_group.filter(pa.array(kept[begin:end]))
 
         keys = {name: value for name, value in metadata.items() if name != "songs.version"}
         write_batches(out, parts(), SONGS_SCHEMA, "songs", SONGS_VERSION, keys)

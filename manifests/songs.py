@@ -218,19 +218,27 @@ def open_table(
     """
     if not Path(path).exists():
         raise ManifestError(f"{path}: no such file; it is made by an earlier stage (see `mgeldm --help`)")
+    with reading(path):
+        file = pq.ParquetFile(path)
+    with file:
+        found = file.schema_arrow
+        entries = (found.metadata or {}).items()
+        raw = {key.decode(errors="replace"): value.decode(errors="replace") for key, value in entries}
+        number = raw.get(f"mgeldm.{kind}.version")
+        if number is None:
+            raise ManifestError(f"{path}: not a {kind} table of mgeldm (no version in its metadata)")
+        if number != version:
+            raise ManifestError(f"{path}: {kind} version {number}, this program reads {version}; make it anew")
+        if not found.equals(schema, check_metadata=False):
+            raise ManifestError(f"{path}: columns differ from the {kind} schema version {version}; make it anew")
+        yield file, {key.removeprefix("mgeldm."): value for key, value in raw.items() if key.startswith("mgeldm.")}
+
+
+@contextmanager
+def reading(path: Path | str) -> Iterator[None]:
+    """What goes wrong while the Parquet file ``path`` is read becomes a ManifestError of one line."""
     try:
-        with pq.ParquetFile(path) as file:
-            found = file.schema_arrow
-            entries = (found.metadata or {}).items()
-            raw = {key.decode(errors="replace"): value.decode(errors="replace") for key, value in entries}
-            number = raw.get(f"mgeldm.{kind}.version")
-            if number is None:
-                raise ManifestError(f"{path}: not a {kind} table of mgeldm (no version in its metadata)")
-            if number != version:
-                raise ManifestError(f"{path}: {kind} version {number}, this program reads {version}; make it anew")
-            if not found.equals(schema, check_metadata=False):
-                raise ManifestError(f"{path}: columns differ from the {kind} schema version {version}; make it anew")
-            yield file, {key.removeprefix("mgeldm."): value for key, value in raw.items() if key.startswith("mgeldm.")}
+        yield
     except (pa.ArrowException, OSError) as error:
         raise ManifestError(f"{path}: not a readable Parquet file ({' '.join(str(error).split())})") from None
 
@@ -241,7 +249,7 @@ def read_table(path: Path | str, kind: str, version: str, schema: pa.Schema) -> 
     Raises:
         ManifestError: no such file, not Parquet, another kind or version, or other columns.
     """
-    with open_table(path, kind, version, schema) as (file, metadata):
+    with open_table(path, kind, version, schema) as (file, metadata), reading(path):
         return file.read(), metadata
 
 
@@ -266,7 +274,7 @@ def iter_songs(path: Path | str) -> Iterator[Song]:
     Raises:
         ManifestError: the file is missing or is no manifest of this version.
     """
-    with open_table(path, "songs", SONGS_VERSION, SONGS_SCHEMA) as (file, _):
+    with open_table(path, "songs", SONGS_VERSION, SONGS_SCHEMA) as (file, _), reading(path):
         for batch in file.iter_batches(batch_size=_BATCH):
             try:
                 yield from [_song(row) for row in batch.to_pylist()]

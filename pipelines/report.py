@@ -186,11 +186,12 @@ def _songs(path: Path, root: Path) -> Section:
     if stats.bandwidth_khz:
         picture = plots.columns(stats.bandwidth_khz, "highest frequency that sounds (kHz)", "stems")
         section.figures.append(("Bandwidth of stems", picture))
-    for title, counts in (("Sample rate (Hz)", stats.sample_rates), ("Channels", stats.channels)):
+    for title, name, counts in (
+        ("Sample rates of stems", "Hz", stats.sample_rates),
+        ("Channels of stems", "channels", stats.channels),
+    ):
         if counts:
-            section.tables.append(
-                (f"{title} of stems", _counts(title.lower(), {f"{k:,}": n for k, n in counts.items()}))
-            )
+            section.tables.append((title, _counts(name, {f"{value:,}": stems for value, stems in counts.items()})))
     return section
 
 

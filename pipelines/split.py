@@ -200,6 +200,12 @@ def _draw(splits: list[int], key: str, config: SplitConfig) -> tuple[int, ...]:
     if len(splits) <= config.splits_per_window:
         return tuple(splits)
     digest = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
-    rng = np.random.default_rng(np.random.SeedSequence([config.seed, digest]))
+    # The words that SeedSequence makes of [seed, digest]: given so, it takes half the time, of a million windows.
+    words = [number >> shift & 0xFFFFFFFF for number in (config.seed, digest) for shift in _shifts(number)]
+    rng = np.random.default_rng(np.random.SeedSequence(np.array(words, np.uint32)))  # type: ignore[arg-type]
     chosen = rng.permutation(len(splits))[: config.splits_per_window]
     return tuple(splits[index] for index in sorted(chosen))
+
+
+def _shifts(number: int) -> range:
+    return range(0, max(number.bit_length(), 1), 32)

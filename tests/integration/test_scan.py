@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from manifests.songs import Song, read_songs
+from manifests.queries import filter_songs
+from manifests.songs import Problem, Song, read_songs
 from mgeldm.measure import ActivityConfig, measure
 from pipelines import scan as scan_module
 from pipelines.measure_song import SongUnit, measure_song
@@ -251,3 +252,37 @@ def test_the_examples_scan_without_a_problem_that_excludes(tmp_path: Path) -> No
     assert all(len(song.usable_stems) == len(song.stems) >= 4 for song in songs)
     assert {problem.code for song in songs for problem in song.problems} == {"narrow_band", "unequal_length"}
     assert time.monotonic() - start < 60
+
+
+def test_songs_are_judged_together_and_a_rescan_reads_no_audio_for_it(tmp_path: Path, readers: list[str]) -> None:
+    layout = write_folders(tmp_path / "root", 3, seconds=1)
+    root, out = tmp_path / "root", tmp_path / "songs.parquet"
+    before = scanned(layout, root, out)
+    assert all(problem.code != "duplicate" for song in before.values() for problem in song.problems)
+    shutil.copytree(root / "song 1", root / "copy")
+    readers.clear()
+    songs = scanned(layout, root, out)
+    # The row of song 1 is taken over, but for what its copy makes of it.
+    assert {name.split("/")[0] for name in readers} == {"copy"}
+    assert songs["song 1"].problems == (
+        *before["song 1"].problems,
+        Problem(code="duplicate", detail="folders/copy (same stems)"),
+    )
+    assert songs["copy"].problems[-1] == Problem(code="duplicate", detail="folders/song 1 (same stems)")
+    readers.clear()
+    assert scanned(layout, root, out) == songs
+    assert readers == []
+    shutil.rmtree(root / "copy")
+    assert scanned(layout, root, out) == before
+    assert readers == []
+
+
+def test_a_filtered_manifest_is_reused_by_a_scan(slakh: Path, tmp_path: Path, readers: list[str]) -> None:
+    scan([("slakh2100", slakh)], tmp_path / "songs.parquet", runner=LOCAL)
+    filter_songs(tmp_path / "songs.parquet", "subset == 'train'", tmp_path / "small.parquet")
+    kept = len(read_songs(tmp_path / "small.parquet"))
+    assert 0 < kept < 4
+    readers.clear()
+    summary = scan([("slakh2100", slakh)], tmp_path / "small.parquet", runner=LOCAL)
+    assert (summary.reused, summary.measured) == (kept, 4 - kept)
+    assert (tmp_path / "small.parquet").read_bytes() == (tmp_path / "songs.parquet").read_bytes()

@@ -10,6 +10,7 @@ import pytest
 from manifests.errors import ConfigError
 from mgeldm.cli import COMMANDS, _weighted, main
 from mgeldm.files import output_names, slug
+from tests.support.large import write_large
 
 
 def test_overview_names_every_command_and_imports_neither_torch_nor_ray() -> None:
@@ -123,3 +124,50 @@ def test_output_names_are_unique_and_plain() -> None:
     assert names[paths[1]].startswith("two-mix-")
     assert len(set(names.values())) == 4
     assert slug("Drums & Bass!") == "drums-bass"
+
+
+def test_songs_stats_filter_and_lint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    songs, small, page = (tmp_path / name for name in ("songs.parquet", "small.parquet", "page.html"))
+    write_large(songs, 20, stems=3)
+
+    def run(*arguments: str) -> tuple[int, str]:
+        status = main(["songs", *arguments])
+        return status, capsys.readouterr().out
+
+    status, out = run("stats", str(songs))
+    assert (status, out.split()[:2]) == (0, ["songs", "20"])
+    status, out = run("stats", str(songs), "--json", "--page", str(page))
+    assert (status, json.loads(out)["stems"]) == (0, 60)
+    assert "<h3>Stems per instrument</h3>" in page.read_text()
+    status, out = run("filter", str(songs), "--where", "corpus == 'jamendo'", "--out", str(small), "--json")
+    assert (status, json.loads(out)["songs"], json.loads(out)["of"]) == (0, 5, 20)
+    assert run("lint", str(small)) == (0, "nothing wrong\n")
+    status, out = run("lint", str(small), "--audio")
+    assert (status, out.splitlines()[-1]) == (1, "20 findings")
+    assert out.splitlines()[0] == "file_missing jamendo/0000000: /data/jamendo/0000000/stems/S00.flac"
+    status, out = run("lint", str(small), "--audio", "--json")
+    assert (status, len(json.loads(out)["findings"])) == (1, 20)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["stats", "{songs}", "--where", "true"], "--where belongs to `mgeldm songs filter`"),
+        (["lint", "{songs}", "--page", "x.html"], "--page belongs to `mgeldm songs stats`"),
+        (["filter", "{songs}", "--where", "true"], "filter needs --where EXPRESSION and --out FILE"),
+        (["filter", "{songs}", "--where", "corpsu = 'x'", "--out", "{songs}2"], '"corpsu"'),
+        (["stats", "nowhere.parquet"], "nowhere.parquet: no such file"),
+        (["lint", "nowhere.parquet"], "nowhere.parquet: no such file"),
+        (["stats", "{songs}", "--page", "x.txt"], "x.txt: a report is one HTML page"),
+    ],
+)
+def test_wrong_use_of_songs_is_one_line(
+    arguments: list[str], expected: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    songs = tmp_path / "songs.parquet"
+    write_large(songs, 2, stems=2)
+    assert main(["songs", *(word.replace("{songs}", str(songs)) for word in arguments)]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert expected in err
+    assert err.count("\n") == 1

@@ -9,7 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from manifests.errors import ConfigError, ManifestError
-from manifests.queries import COLUMNS, filter_songs
+from manifests.lint import lint_songs
+from manifests.queries import COLUMNS, filter_songs, opened
+from manifests.song_stats import song_stats
 from manifests.songs import SONGS_SCHEMA, Problem, Song, read_songs, songs_metadata, write_songs
 from tests.support.songs import made_song, made_stem
 
@@ -101,6 +103,33 @@ def test_a_wrong_expression_is_one_line_that_lists_the_columns(manifest: Path, w
     assert not (manifest.parent / "wrong.parquet").exists()
 
 
+@pytest.mark.parametrize("name", ["a [mix] of * and ?.parquet", "plain.parquet", "corpus=x.parquet"])
+def test_a_manifest_may_have_any_name_and_a_relative_path(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_songs(name, SONGS)
+    assert filter_songs(name, "duration_s > 60", "out.parquet").songs == 1
+
+
+def test_an_output_that_cannot_be_written_is_not_blamed_on_the_manifest(manifest: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match="file"):
+        filter_songs(manifest, "true", tmp_path / "file" / "out.parquet")
+
+
+def test_a_manifest_that_is_damaged_within_is_a_clear_error(tmp_path: Path) -> None:
+    path = tmp_path / "songs.parquet"
+    write_songs(path, SONGS)
+    whole = bytearray(path.read_bytes())
+    whole[4 : len(whole) // 4] = bytes(len(whole) // 4 - 4)
+    path.write_bytes(whole)
+    for action in (lambda: read_songs(path), lambda: song_stats(path), lambda: list(lint_songs(path))):
+        with pytest.raises(ManifestError, match=r"songs.parquet: ") as caught:
+            action()
+        assert "\n" not in str(caught.value)
+
+
 def test_what_is_no_manifest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match="no such file"):
         filter_songs(tmp_path / "songs.parquet", "true", tmp_path / "out.parquet")
@@ -129,3 +158,8 @@ def test_any_expression_filters_or_is_refused_in_one_line(manifest: Path, where:
     except ConfigError as error:
         message = str(error)
     assert "\n" not in message
+
+
+def test_nothing_is_printed_while_a_query_takes_long(manifest: Path) -> None:
+    with opened(manifest) as connection:
+        assert connection.execute("SELECT current_setting('enable_progress_bar')").fetchone() == (False,)

@@ -163,6 +163,19 @@ def test_songs_by_subset_and_problems(page: Page) -> None:
     assert "75%" in page.texts
     assert "25%" in page.texts
     assert "Loudness of stems (3 silent, short or unread)" in page.texts
+    assert ["16,000", "6"] in page.rows
+    assert ["1", "6"] in page.rows
+    assert ["none given", "3", "1.50"] in page.rows
+    for name in ("stems per family", "stems per instrument"):
+        assert f"bar chart: {name}" in page.values("svg", "aria-label")
+    assert "histogram: integrated loudness (LUFS)" in page.values("svg", "aria-label")
+
+
+def test_a_histogram_of_many_bins_joins_them() -> None:
+    picture = plots.columns({-90: 1, 0: 2, 10: 3}, "level", "stems")
+    # Four bins of 1 dB each become one.
+    assert picture.count("<path") < 60
+    assert "histogram: level" in picture
 
 
 def test_splits_and_reasons(page: Page) -> None:

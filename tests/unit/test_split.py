@@ -1,3 +1,4 @@
+import hashlib
 import itertools
 import random
 from collections import Counter
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 
 from manifests.errors import ConfigError, ManifestError
 from manifests.songs import Problem, Song, write_songs
-from manifests.splits import Window, read_splits
-from pipelines.split import SplitConfig, make_plan, split, window_starts
+from manifests.splits import Window, read_splits, write_splits
+from pipelines.split import SplitConfig, _draw, make_plan, split, window_starts
+from tests.support.large import large_songs
 from tests.support.songs import made_song, made_stem
 
 CONFIG = SplitConfig(window_s=10.0, min_song_s=1.0, splits_per_window=2)
@@ -80,6 +82,27 @@ def test_the_seed_decides_where_there_is_a_choice_and_songs_do_not_share_it() ->
     assert len(choices) > 3
     all_four = [make_plan(SONGS, replace(CONFIG, seed=seed, splits_per_window=4)).windows for seed in (0, 1)]
     assert all_four[0] == all_four[1]
+
+
+@pytest.mark.parametrize("seed", [0, 3, (1 << 32) - 1, 1 << 32, (1 << 70) + 5])
+@pytest.mark.parametrize("key", ["a", "b"])
+def test_a_draw_depends_on_seed_and_window_alone(seed: int, key: str) -> None:
+    digest = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
+    drawn = np.random.default_rng([seed, digest]).permutation(9)[:2]
+    assert _draw(list(range(10, 19)), key, replace(CONFIG, seed=seed)) == tuple(sorted(int(10 + n) for n in drawn))
+    assert _draw([4, 7], key, replace(CONFIG, seed=seed)) == (4, 7)
+
+
+def test_a_plan_is_the_same_as_a_stream_and_as_a_whole(tmp_path: Path) -> None:
+    songs = list(large_songs(40, stems=6))
+    # Ids whose windows sort otherwise than the songs do.
+    songs += [replace(songs[0], song_id=f"medleydb/{name}") for name in ("z z", "z.a", "z-b", "Z", "ü" * 60)]
+    write_songs(tmp_path / "songs.parquet", songs)
+    config = SplitConfig(hop_s=0.6, seed=5)
+    summary = split(tmp_path / "songs.parquet", tmp_path / "stream.parquet", config=config)
+    assert summary.windows > 10_000, "more than one row group"
+    write_splits(tmp_path / "whole.parquet", make_plan(songs, config))
+    assert (tmp_path / "stream.parquet").read_bytes() == (tmp_path / "whole.parquet").read_bytes()
 
 
 def test_a_song_keeps_its_splits_when_others_come_or_go() -> None:
