@@ -215,7 +215,8 @@ def _measured(stem: Stem, found: Measurement, width: float | None) -> Stem:
         sample_rate=found.sample_rate,
         channels=found.channels,
         frames=found.frames,
-        lufs=found.lufs,
+        # Its last bits depend on where in memory a block lies; a manifest must not.
+        lufs=None if found.lufs is None else round(found.lufs, 6),
         peak_dbfs=found.peak_dbfs,
         clipped=found.clipped,
         dc=found.dc,
