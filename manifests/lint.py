@@ -242,11 +242,20 @@ def _path_faults(row: Row, recordings: list[Row], audio: bool) -> Iterator[tuple
         if leaves or (audio and not remote and path is None):
             if "outside_root" not in told:
                 yield "path", repr(relative)
-        elif path is not None and not path.is_file():
-            if not told & {"missing", "bad_name"}:
+        elif path is not None:
+            found = _size(path)
+            if found is None and not told & {"missing", "bad_name"}:
                 yield "file_missing", str(path)
-        elif path is not None and size is not None and path.stat().st_size != size:
-            yield "file_size", f"{path}: {path.stat().st_size} bytes, {size} when it was measured"
+            elif found is not None and size is not None and found != size:
+                yield "file_size", f"{path}: {found} bytes, {size} when it was measured"
+
+
+def _size(path: Path) -> int | None:
+    """Bytes of a file, or None where there is none that can be looked at."""
+    try:
+        return path.stat().st_size if path.is_file() else None
+    except OSError:
+        return None
 
 
 def _within(value: float, limits: tuple[float, float]) -> bool:
