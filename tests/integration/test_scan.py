@@ -57,7 +57,8 @@ def test_both_kinds_of_corpora_in_one_manifest(slakh: Path, folders: tuple[Path,
     assert (other.sample_rate, other.mixture, other.license) == (48_000, None, "CC0-1.0")
     stem = song.stems[1]
     found = measure(Path(song.root, stem.path), None, ActivityConfig())
-    assert (stem.lufs, stem.peak_dbfs, stem.fingerprint) == (found.lufs, found.peak_dbfs, found.fingerprint)
+    assert (stem.peak_dbfs, stem.fingerprint) == (found.peak_dbfs, found.fingerprint)
+        assert stem.lufs == pytest.approx(found.lufs, abs=1e-6)
     assert stem.active().tolist() == found.activity.tolist()
     assert stem.size == os.path.getsize(Path(song.root, stem.path))
 
