@@ -58,7 +58,7 @@ def test_both_kinds_of_corpora_in_one_manifest(slakh: Path, folders: tuple[Path,
     stem = song.stems[1]
     found = measure(Path(song.root, stem.path), None, ActivityConfig())
     assert (stem.peak_dbfs, stem.fingerprint) == (found.peak_dbfs, found.fingerprint)
-        assert stem.lufs == pytest.approx(found.lufs, abs=1e-6)
+    assert stem.lufs == pytest.approx(found.lufs, abs=1e-6)
     assert stem.active().tolist() == found.activity.tolist()
     assert stem.size == os.path.getsize(Path(song.root, stem.path))
 
