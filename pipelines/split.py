@@ -15,7 +15,7 @@ import numpy.typing as npt
 from manifests.errors import ConfigError
 from manifests.labels import lookup, phrase
 from manifests.songs import ACTIVITY_FRAME_S, Song, Stem, iter_songs
-from manifests.splits import Plan, PlanRows, SongWindows, Split, Window, window_id
+from manifests.splits import Plan, PlanRows, SongWindows, Split, Window
 
 Activity = npt.NDArray[np.bool_]
 
@@ -132,11 +132,11 @@ def _song_windows(song: Song, config: SplitConfig, passed_over: Counter[str]) ->
     stems = song.usable_stems if starts else ()
     splits = _candidates(tuple((stem.stem_id, stem.instrument) for stem in stems), config.exclude)
     planned, chosen = [], []
-    for start, active in zip(starts, _active(stems, splits, starts, config).tolist(), strict=True):
-        found = [number for number, both in enumerate(active) if both]
+    drawn = _draw(_active(stems, splits, starts, config), song.song_id, config)
+    for start, found in zip(starts, drawn, strict=True):
         if found:
             planned.append(start)
-            chosen.append(_draw(found, window_id(song.song_id, start), config))
+            chosen.append(tuple(found))
         else:
             passed_over["window without an active source beside an active submix"] += 1
     return SongWindows(
@@ -196,16 +196,11 @@ def _activity(stems: Sequence[Stem]) -> Activity:
     return total
 
 
-def _draw(splits: list[int], key: str, config: SplitConfig) -> tuple[int, ...]:
-    if len(splits) <= config.splits_per_window:
-        return tuple(splits)
-    digest = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "little")
-    # The words that SeedSequence makes of [seed, digest]: given so, it takes half the time, of a million windows.
-    words = [number >> shift & 0xFFFFFFFF for number in (config.seed, digest) for shift in _shifts(number)]
-    rng = np.random.default_rng(np.random.SeedSequence(np.array(words, np.uint32)))  # type: ignore[arg-type]
-    chosen = rng.permutation(len(splits))[: config.splits_per_window]
-    return tuple(splits[index] for index in sorted(chosen))
-
-
-def _shifts(number: int) -> range:
-    return range(0, max(number.bit_length(), 1), 32)
+def _draw(active: Activity, song_id: str, config: SplitConfig) -> list[list[int]]:
+    """Up to K of the splits that are ``active`` ``[windows, splits]`` in each window, in order."""
+    digest = int.from_bytes(hashlib.sha256(song_id.encode()).digest()[:8], "little")
+    # One generator a song: to seed one takes longer than all else that is done for a window.
+    rng = np.random.default_rng(np.random.SeedSequence([config.seed, digest]))
+    places = np.where(active, rng.random(active.shape), np.inf).argsort(axis=1, kind="stable")
+    counts = np.minimum(active.sum(axis=1), config.splits_per_window)
+    return [sorted(row[:count]) for row, count in zip(places.tolist(), counts.tolist(), strict=True)]
