@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -19,13 +19,19 @@ from manifests.splits import Plan, PlanRows, SongWindows, Split, Window
 
 Activity = npt.NDArray[np.bool_]
 
+SUBSETS_PER_SPLIT = 8
+"""Random subsets of a song's stems drawn for each split that a window may have."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SplitConfig:
     """How windows and their splits are chosen."""
 
-    strategy: Literal["single"] = "single"
-    """"single": all stems of one canonical instrument are the source (the paper)."""
+    strategy: Literal["single", "stem", "subset"] = "single"
+    """"single": all stems of one canonical instrument are the source (the paper); "stem": one stem as the corpus has
+    it; "subset": some stems at random, up to ``subset_stems``."""
+    subset_stems: int = 3
+    """Most stems of a source under "subset"."""
     window_s: float = 20.48
     """Length of a window."""
     hop_s: float | None = None
@@ -48,8 +54,9 @@ class SplitConfig:
         hop_s = self.window_s if self.hop_s is None else self.hop_s
         if not all(math.isfinite(seconds) and seconds >= ACTIVITY_FRAME_S for seconds in (self.window_s, hop_s)):
             raise ConfigError(f"window_s {self.window_s} and hop_s {self.hop_s} must be at least {ACTIVITY_FRAME_S}")
-        if self.splits_per_window < 1:
-            raise ConfigError(f"splits_per_window {self.splits_per_window} must be at least 1")
+        for name in ("splits_per_window", "subset_stems"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} {getattr(self, name)} must be at least 1")
         for name in ("min_source_active", "min_submix_active"):
             if not 0 < getattr(self, name) <= 1:
                 raise ConfigError(f"{name} {getattr(self, name)} is a share, above 0 and at most 1")
@@ -130,7 +137,7 @@ def _song_windows(song: Song, config: SplitConfig, passed_over: Counter[str]) ->
     else:
         starts = window_starts(song.duration_s, config.window_s, config.hop_s or config.window_s)
     stems = song.usable_stems if starts else ()
-    splits = _candidates(tuple((stem.stem_id, stem.instrument) for stem in stems), config.exclude)
+    splits = _candidates(song.song_id, tuple((stem.stem_id, stem.instrument) for stem in stems), config)
     planned, chosen = [], []
     drawn = _draw(_active(stems, splits, starts, config), song.song_id, config)
     for start, found in zip(starts, drawn, strict=True):
@@ -148,23 +155,45 @@ def _song_windows(song: Song, config: SplitConfig, passed_over: Counter[str]) ->
     )
 
 
+def _candidates(song_id: str, stems: tuple[tuple[str, str], ...], config: SplitConfig) -> tuple[Split, ...]:
+    """The splits of a song of ``stems``, pairs of id and instrument, that the strategy can choose from."""
+    if config.strategy != "subset":
+        return _named_candidates(stems, config.strategy, config.exclude)
+    allowed = [number for number, (_, name) in enumerate(stems) if _may_be_source(name, config.exclude)]
+    most = min(config.subset_stems, len(allowed), len(stems) - 1)
+    rng = _generator(config.seed, song_id, "subset")
+    # There may be thousands of subsets: a window chooses from some of them.
+    drawn = {
+        tuple(sorted(rng.choice(allowed, size=rng.integers(1, most + 1), replace=False).tolist()))
+        for _ in range(SUBSETS_PER_SPLIT * config.splits_per_window if most > 0 else 0)
+    }
+    return tuple(_split(stems, chosen) for chosen in sorted(drawn))
+
+
 # The songs of a corpus often have the same stems.
 @lru_cache(maxsize=1024)
-def _candidates(stems: tuple[tuple[str, str], ...], exclude: tuple[str, ...]) -> tuple[Split, ...]:
-    """Every split of a song of ``stems``, pairs of id and instrument."""
-    found = []
-    for instrument in sorted({name for _, name in stems}):
-        source = tuple(stem_id for stem_id, name in stems if name == instrument)
-        submix = [(stem_id, name) for stem_id, name in stems if name != instrument]
-        if submix and instrument not in exclude and not lookup(instrument).aggregate:
-            split = Split(
-                source=source,
-                submix=tuple(stem_id for stem_id, _ in submix),
-                source_text=instrument,
-                submix_text=phrase(name for _, name in submix),
-            )
-            found.append(split)
-    return tuple(found)
+def _named_candidates(stems: tuple[tuple[str, str], ...], strategy: str, exclude: tuple[str, ...]) -> tuple[Split, ...]:
+    """A split for each instrument, or for each stem."""
+    sources: dict[str, list[int]] = {}
+    for number, (stem_id, name) in enumerate(stems):
+        if _may_be_source(name, exclude):
+            sources.setdefault(name if strategy == "single" else stem_id, []).append(number)
+    return tuple(_split(stems, chosen) for _, chosen in sorted(sources.items()) if len(chosen) < len(stems))
+
+
+def _may_be_source(instrument: str, exclude: Sequence[str]) -> bool:
+    return instrument not in exclude and not lookup(instrument).aggregate
+
+
+def _split(stems: Sequence[tuple[str, str]], chosen: Collection[int]) -> Split:
+    source = [stem for number, stem in enumerate(stems) if number in chosen]
+    submix = [stem for number, stem in enumerate(stems) if number not in chosen]
+    return Split(
+        source=tuple(stem_id for stem_id, _ in source),
+        submix=tuple(stem_id for stem_id, _ in submix),
+        source_text=phrase(name for _, name in source),
+        submix_text=phrase(name for _, name in submix),
+    )
 
 
 def _active(stems: Sequence[Stem], splits: Sequence[Split], starts: Sequence[float], config: SplitConfig) -> Activity:
@@ -198,9 +227,13 @@ def _activity(stems: Sequence[Stem]) -> Activity:
 
 def _draw(active: Activity, song_id: str, config: SplitConfig) -> list[list[int]]:
     """Up to K of the splits that are ``active`` ``[windows, splits]`` in each window, in order."""
-    digest = int.from_bytes(hashlib.sha256(song_id.encode()).digest()[:8], "little")
     # One generator a song: to seed one takes longer than all else that is done for a window.
-    rng = np.random.default_rng(np.random.SeedSequence([config.seed, digest]))
+    rng = _generator(config.seed, song_id)
     places = np.where(active, rng.random(active.shape), np.inf).argsort(axis=1, kind="stable")
     counts = np.minimum(active.sum(axis=1), config.splits_per_window)
     return [sorted(row[:count]) for row, count in zip(places.tolist(), counts.tolist(), strict=True)]
+
+
+def _generator(seed: int, *names: str) -> np.random.Generator:
+    digests = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") for name in names]
+    return np.random.default_rng(np.random.SeedSequence([seed, *digests]))

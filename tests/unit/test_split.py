@@ -84,6 +84,41 @@ def test_the_seed_decides_where_there_is_a_choice_and_songs_do_not_share_it() ->
     assert all_four[0] == all_four[1]
 
 
+def test_a_stem_is_a_source_of_its_own_when_it_is_asked_for() -> None:
+    stems = [made_stem("drums"), made_stem("a kick", instrument="drums"), made_stem("other"), made_stem("bass")]
+    config = replace(CONFIG, strategy="stem", splits_per_window=9, exclude=("bass",))
+    (first, *_) = make_plan([made_song("c/1", stems)], config).windows
+    assert [(s.source, s.submix, s.source_text, s.submix_text) for s in first.splits] == [
+        (("a kick",), ("drums", "other", "bass"), "drums", "bass, drums and other"),
+        (("drums",), ("a kick", "other", "bass"), "drums", "bass, drums and other"),
+    ]
+
+
+@given(st.integers(2, 7), st.integers(1, 4), st.integers(0, 3))
+def test_subsets_are_proper_and_differ_within_a_window(count: int, most: int, seed: int) -> None:
+    names = ["drums", "bass", "piano", "guitar", "other", "vocals", "flute"][:count]
+    song = made_song("c/1", [made_stem(name) for name in names])
+    config = replace(CONFIG, strategy="subset", subset_stems=most, splits_per_window=3, seed=seed)
+    plan = make_plan([song], config)
+    assert len(plan.windows) == 3
+    for window in plan.windows:
+        sources = [split.source for split in window.splits]
+        assert len(set(sources)) == len(sources) > 0
+        for drawn in window.splits:
+            assert 1 <= len(drawn.source) <= most
+            assert sorted((*drawn.source, *drawn.submix)) == sorted(names)
+            assert "other" not in drawn.source
+    assert make_plan([song], config) == plan
+
+
+def test_subsets_of_songs_and_seeds_differ_and_all_sizes_come_up() -> None:
+    config = replace(CONFIG, strategy="subset", splits_per_window=3)
+    zero, one = (make_plan(SONGS, replace(config, seed=seed)).windows for seed in (0, 1))
+    assert [w.splits for w in zero] != [w.splits for w in one]
+    assert {len(split.source) for window in zero for split in window.splits} == {1, 2, 3}
+    assert len({tuple(w.splits) for w in zero}) > 3
+
+
 @pytest.mark.parametrize("seed", [0, 3, (1 << 32) - 1, 1 << 32, (1 << 70) + 5])
 @pytest.mark.parametrize("song", ["a", "b"])
 def test_a_draw_depends_on_seed_and_song_alone(seed: int, song: str) -> None:
