@@ -16,7 +16,7 @@ _reordered: Callable[..., Any] = numba.njit(cache=True, nogil=True, fastmath={"c
 _finite: Callable[..., Any] = numba.njit(cache=True, nogil=True, fastmath={"nnan", "nsz", "reassoc"})
 _recursion: Callable[..., Any] = numba.njit(cache=True, nogil=True, fastmath={"contract"})
 
-CLIP_STRETCH = 1024
+STRETCH = 1024
 CLIP_RUN = 3
 
 
@@ -35,9 +35,16 @@ def survey(bits):  # type: ignore[no-untyped-def]
 @_compiled
 def first_above(signal, magnitude):  # type: ignore[no-untyped-def]
     """Index of the first sample of ``[n]`` beyond a magnitude, n if there is none."""
-    for index in range(signal.size):
-        if abs(signal[index]) > magnitude:
-            return index
+    for begin in range(0, signal.size, STRETCH):
+        piece = signal[begin : begin + STRETCH]
+        # Without a way out of the loop, many samples are compared at once.
+        found = np.int32(0)
+        for index in range(piece.size):
+            found |= np.int32(abs(piece[index]) > magnitude)
+        if found:
+            for index in range(piece.size):
+                if abs(piece[index]) > magnitude:
+                    return begin + index
     return signal.size
 
 
@@ -206,8 +213,8 @@ def count_clipped(block, peaks, counts, runs):  # type: ignore[no-untyped-def]
     """
     frames, channels = block.shape
     flat = block.reshape(-1)
-    for begin in range(0, frames, CLIP_STRETCH):
-        end = min(frames, begin + CLIP_STRETCH)
+    for begin in range(0, frames, STRETCH):
+        end = min(frames, begin + STRETCH)
         high, low = _range(flat[begin * channels : end * channels])
         for side in range(2):
             sign = np.float32(1 - 2 * side)

@@ -22,6 +22,9 @@ AUDIO_SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".opus", ".m4a", ".mp4", ".ai
 METADATA_BYTES = {"YAML": 2 << 20, "JSON": 64 << 20}
 """What a file of metadata may have: YAML is read at less than a megabyte a second."""
 _YAML_NODES = 1_000_000
+_YAML_DEPTH = 100
+# libyaml, ten times as fast, where PyYAML was built with it.
+_YamlLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +124,8 @@ def _parse_json(text: str) -> Any:
 
 
 def _parse_yaml(text: str) -> Any:
-    loader = yaml.SafeLoader(text)
+    _check_depth(text)
+    loader = _YamlLoader(text)
     try:
         node = loader.get_single_node()
         if node is None:
@@ -130,6 +134,15 @@ def _parse_yaml(text: str) -> Any:
         return loader.construct_document(node)
     finally:
         loader.dispose()
+
+
+def _check_depth(text: str) -> None:
+    """Raise ValueError before libyaml's composer, which is recursive in C, would use up the stack."""
+    depth = 0
+    for event in yaml.parse(text, _YamlLoader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _YAML_DEPTH:
+            raise ValueError(f"nested more than {_YAML_DEPTH} deep")
 
 
 def _yaml_size(node: yaml.Node, known: dict[int, int]) -> int:

@@ -39,7 +39,10 @@ def test_sound_metadata_are_read_as_they_are(tmp_path: Path) -> None:
         ("a: !!python/name:os.system\n", "could not determine a constructor"),
         ('a: !!int ""\n', "not readable as YAML: "),
         ("", "a mapping was expected, not NoneType"),
-        ("[" * 100_000, "maximum recursion depth exceeded"),
+        ("[" * 100_000, "nested more than 100 deep"),
+        ("a: " + "[" * 100 + "]" * 100, "nested more than 100 deep"),
+        ("- " * 100_000, "nested more than 100 deep"),
+        ("? " * 100_000, "nested more than 100 deep"),
         ("a: " + "x" * METADATA_BYTES["YAML"], "larger than the 2 MiB that YAML may have"),
     ],
 )
