@@ -35,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"mgeldm: no command {name!r}; see `mgeldm --help`", file=sys.stderr)
         return USAGE
     logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(message)s", stream=sys.stderr)
+    logging.getLogger("fsspec").setLevel(logging.WARNING)  # it tells of every block
     try:
         return COMMANDS[name][1](rest)
     except MGELDMError as error:
@@ -69,11 +70,23 @@ def _parser(name: str, example: str) -> "ArgumentParser":
     parser = jsonargparse.ArgumentParser(
         prog=f"mgeldm {name}",
         description=f"{COMMANDS[name][0]}. Example: {example}",
-        exit_on_error=True,
+        exit_on_error=False,
         allow_abbrev=False,
     )
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     return parser
+
+
+def _parsed(parser: "ArgumentParser", arguments: Sequence[str]) -> "Namespace":
+    """The options, configurations made. Raises ConfigError, in one line, for what cannot be."""
+    from jsonargparse import ArgumentError
+
+    try:
+        return parser.instantiate(parser.parse_args(list(arguments)))
+    except MGELDMError:
+        raise
+    except (ArgumentError, ValueError, TypeError) as error:
+        raise ConfigError(f"{' '.join(str(error).split())}; see `{parser.prog} --help`") from None
 
 
 def _options(parser: "ArgumentParser", *kinds: type) -> None:
@@ -117,7 +130,7 @@ def _scan(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, required=True, help="manifest to write")
     parser.add_argument("--dry-run", action="store_true", help="count songs, files and bytes, read no audio")
     _options(parser, ScanConfig, RunnerConfig)
-    parsed = parser.instantiate(parser.parse_args(list(arguments)))
+    parsed = _parsed(parser, arguments)
     if len(parsed.sources) % 2:
         raise ConfigError(f"sources are pairs of CORPUS and ROOT, got {len(parsed.sources)} words")
     pairs = [(name, parse_root(root)) for name, root in zip(parsed.sources[::2], parsed.sources[1::2], strict=True)]
@@ -142,7 +155,7 @@ def _corpus(arguments: Sequence[str]) -> int:
     parser.add_argument("corpus", nargs="?", help="corpus name or layout YAML, for show and check")
     parser.add_argument("root", nargs="?", help="folder or URL of the corpus, for check")
     parser.add_argument("--seconds", type=float, default=1.0, help="check no longer than this; 0: to the end")
-    parsed = parser.parse_args(list(arguments))
+    parsed = _parsed(parser, arguments)
     words = [word for word in (parsed.corpus, parsed.root) if word is not None]
     if len(words) != (expected := ["list", "show", "check"].index(parsed.action)):
         raise ConfigError(f"{parsed.action} takes {['nothing', 'CORPUS', 'CORPUS and ROOT'][expected]} after it")
@@ -168,7 +181,7 @@ def _songs(arguments: Sequence[str]) -> int:
     parser.add_argument("--where", help="filter: SQL over the columns, hours, instruments, has_problem('leak'), ...")
     parser.add_argument("--out", type=Path, help="filter: manifest to write")
     parser.add_argument("--audio", action="store_true", help="lint: also look whether the files are there")
-    parsed = parser.parse_args(list(arguments))
+    parsed = _parsed(parser, arguments)
     for option, action in {"page": "stats", "where": "filter", "out": "filter", "audio": "lint"}.items():
         if parsed[option] and parsed.action != action:
             raise ConfigError(f"--{option} belongs to `mgeldm songs {action}`")
@@ -216,7 +229,7 @@ def _split(arguments: Sequence[str]) -> int:
     parser.add_argument("songs", type=Path, help="manifest of `mgeldm scan`")
     parser.add_argument("--out", type=Path, required=True, help="plan to write")
     _options(parser, SplitConfig)
-    parsed = parser.instantiate(parser.parse_args(list(arguments)))
+    parsed = _parsed(parser, arguments)
     _show(asdict(split(parsed.songs, parsed.out, config=_made(SplitConfig, parsed))), parsed.json)
     return OK
 
@@ -232,7 +245,7 @@ def _encode(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, required=True, help="data set folder to write")
     parser.add_argument("--dry-run", action="store_true", help="count units, windows, hours and bytes, encode nothing")
     _options(parser, EncodeConfig, RunnerConfig)
-    parsed = parser.instantiate(parser.parse_args(list(arguments)))
+    parsed = _parsed(parser, arguments)
     config = _made(EncodeConfig, parsed)
     if parsed.dry_run:
         _show(preview(parsed.splits, parsed.songs, parsed.out, config), parsed.json)
@@ -248,29 +261,27 @@ def _shards(arguments: Sequence[str]) -> int:
     parser = _parser("shards", "mgeldm shards verify DATA")
     parser.add_argument("action", choices=["verify"], help="check every shard against sidecar, index and card")
     parser.add_argument("data", type=Path, help="data set folder of `mgeldm encode`")
-    parsed = parser.parse_args(list(arguments))
+    parsed = _parsed(parser, arguments)
     report = verify(parsed.data)
     _show(asdict(report), parsed.json)
     return FAILED_ITEMS if report.problems else OK
 
 
 def _train(arguments: Sequence[str]) -> int:
-    from training.config import TrainConfig, recipe_path
+    from training.config import TrainConfig, load_recipe, recipe_path
     from training.loop import preview, train
 
     parser = _parser("train", "mgeldm train tiny --data DATA --out RUN --steps 2000 --stream.batch 32")
-    parser.add_argument(
-        "recipe", help="recipe YAML, or the name of one that is shipped (tiny, small, base); comes first"
-    )
+    parser.add_argument("recipe", help="recipe YAML, or the name of one that is shipped (tiny, small, base)")
     parser.add_argument("--data", action="append", required=True, metavar="DATA[=WEIGHT]", help="data set; repeatable")
     parser.add_argument("--out", type=Path, required=True, help="run folder: checkpoint, metrics, state")
     parser.add_argument("--no-resume", action="store_true", help="begin anew though the run folder holds a state")
     parser.add_argument("--dry-run", action="store_true", help="show parameters, samples and steps, train nothing")
     _options(parser, TrainConfig)
-    named = bool(arguments) and not arguments[0].startswith("-")
+    recipe = _parsed(parser, arguments).recipe
+    load_recipe(recipe_path(recipe))  # whatever is wrong with it is said with its name
     # The recipe is read before the flags, so that a flag replaces the recipe's value.
-    recipe = ["--config", str(recipe_path(arguments[0]))] if named else []
-    parsed = parser.instantiate(parser.parse_args([*recipe, *arguments]))
+    parsed = _parsed(parser, ["--config", str(recipe_path(recipe)), *arguments])
     config = _made(TrainConfig, parsed)
     data = [_weighted(text) for text in parsed.data]
     if parsed.dry_run:
@@ -297,7 +308,7 @@ def _train_codec(arguments: Sequence[str]) -> int:
     parser.add_argument("songs", type=Path, help="manifest of `mgeldm scan`")
     parser.add_argument("--out", type=Path, required=True, help="run folder, which is the codec folder too")
     _options(parser, CodecTrainConfig)
-    parsed = parser.instantiate(parser.parse_args(list(arguments)))
+    parsed = _parsed(parser, arguments)
     _show(train_codec(parsed.songs, parsed.out, config=_made(CodecTrainConfig, parsed)), parsed.json)
     return OK
 
@@ -309,7 +320,7 @@ def _train_embedder(arguments: Sequence[str]) -> int:
     parser.add_argument("songs", type=Path, help="manifest of `mgeldm scan`")
     parser.add_argument("--out", type=Path, required=True, help="run folder, which is the embedder folder too")
     _options(parser, EmbedderTrainConfig)
-    parsed = parser.instantiate(parser.parse_args(list(arguments)))
+    parsed = _parsed(parser, arguments)
     _show(train_embedder(parsed.songs, parsed.out, config=_made(EmbedderTrainConfig, parsed)), parsed.json)
     return OK
 
@@ -322,7 +333,7 @@ def _task(name: str) -> Command:
         parser = _parser(name, f'mgeldm {name} song.wav --prompt "drums" --model RUN/checkpoint --out DIR')
         parser.add_argument("audio", type=Path, nargs="+", help="audio files of any rate and format")
         _model_options(parser, SamplingConfig)
-        parsed = parser.instantiate(parser.parse_args(list(arguments)))
+        parsed = _parsed(parser, arguments)
         model = MGELDM.from_pretrained(parsed.model, codec=parsed.codec, embedder=parsed.embedder, device=parsed.device)
         sampling = _made(SamplingConfig, parsed)
         results = run_on_files(name, model, str(parsed.model), parsed.audio, parsed.prompt, parsed.out, sampling)
@@ -341,7 +352,7 @@ def _generate(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--seconds", type=float, default=10.24, help="length of the mix")
     _model_options(parser, SamplingConfig)
-    parsed = parser.instantiate(parser.parse_args(list(arguments)))
+    parsed = _parsed(parser, arguments)
     model = MGELDM.from_pretrained(parsed.model, codec=parsed.codec, embedder=parsed.embedder, device=parsed.device)
     results = generate_files(
         model, str(parsed.model), parsed.prompt, parsed.seconds, parsed.out, _made(SamplingConfig, parsed)
@@ -377,21 +388,22 @@ def _report(arguments: Sequence[str]) -> int:
     parser = _parser("report", "mgeldm report demo-out --out page.html")
     parser.add_argument("thing", type=Path, help="manifest, or folder of a demo, a run or results")
     parser.add_argument("--out", type=Path, required=True, help="HTML page to write")
-    parsed = parser.parse_args(list(arguments))
+    parsed = _parsed(parser, arguments)
     _show({"page": str(report(parsed.thing, parsed.out))}, parsed.json)
     return OK
 
 
 def _demo(arguments: Sequence[str]) -> int:
+    from manifests.problems import is_failure
     from mgeldm.demo import DemoConfig, demo, table
 
     parser = _parser("demo", "mgeldm demo --out demo-out")
     parser.add_argument("--out", type=Path, required=True, help="folder for every artefact and report.html")
     _options(parser, DemoConfig)
-    parsed = parser.instantiate(parser.parse_args(list(arguments)))
+    parsed = _parsed(parser, arguments)
     summary = demo(parsed.out, _made(DemoConfig, parsed))
     print(json.dumps(summary) if parsed.json else table(summary))
-    return OK
+    return FAILED_ITEMS if any(is_failure(code) for code in summary["counts"]["problems"]) else OK
 
 
 COMMANDS: dict[str, tuple[str, Command]] = {

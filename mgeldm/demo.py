@@ -83,7 +83,7 @@ def demo(out: Path, config: DemoConfig | None = None) -> dict[str, Any]:
     trained = clock("train", lambda: train(recipe, [(data, None)], run))
     sampling = SamplingConfig(steps=config.sampling_steps, seed=config.seed)
     model = MGELDM.from_pretrained(trained.checkpoint)
-    song = next(song for song in read_songs(songs) if song.subset == "test" and song.corpus == "slakh2100")
+    song = _held_out(read_songs(songs), examples)
     clock("extract, impute, generate", lambda: _use(model, song, out / "audio", sampling, plan.window_s))
     summary = {
         "title": "MGE-LDM demo",
@@ -108,6 +108,14 @@ def demo(out: Path, config: DemoConfig | None = None) -> dict[str, Any]:
     clock("report", lambda: report(out, out / "report.html"))
     write_json(out / "summary.json", summary)
     return summary
+
+
+def _held_out(songs: Iterable[Song], examples: Path) -> Song:
+    """The first test song of the synthetic corpus with two instruments or more. Raises ConfigError."""
+    for song in songs:
+        if song.subset == "test" and song.corpus == "slakh2100" and len({s.instrument for s in song.usable_stems}) > 1:
+            return song
+    raise ConfigError(f"{examples / 'minislakh'}: no test song with two instruments, which the demo extracts")
 
 
 def table(summary: dict[str, Any]) -> str:

@@ -92,10 +92,10 @@ def generate_files(
     for prompt in prompts:
         model.embed_prompt(prompt)
     with progress(len(prompts) * sampling.steps, "generate", "evaluations") as bar:
-        for prompt in prompts:
+        for prompt, words in zip(prompts, prompt_names(prompts), strict=True):
             begin = time.monotonic()
             wave = model.generate(prompt, seconds, sampling, _Advance(bar, sampling.steps))
-            file = f"generate-{slug(prompt)}-seed{sampling.seed}.wav"
+            file = f"generate-{words}-seed{sampling.seed}.wav"
             audio.save(out / file, wave, model.rate)
             done.append(_result("generate", prompt, None, {}, {"mix": file}, sampling, begin))
     results = FileResults(model=name, results=tuple(done))
@@ -120,6 +120,17 @@ def output_names(inputs: Sequence[Path]) -> dict[Path, str]:
             names[path] = short[path]
         else:
             names[path] = longer[path] if longers[longer[path]] == 1 else f"{longer[path]}-{digest}"
+    return names
+
+
+def prompt_names(prompts: Sequence[str]) -> list[str]:
+    """A file name part for each prompt, unique even where two are one, or are spelt alike."""
+    names: list[str] = []
+    for prompt in prompts:
+        name, number = slug(prompt), 1
+        while (unique := name if number == 1 else f"{name}-{number}") in names:
+            number += 1
+        names.append(unique)
     return names
 
 
@@ -152,20 +163,20 @@ def _run_on_file(
     given = {given_track: f"{name}-{given_track}.wav"}
     audio.save(out / given[given_track], wave, model.rate)
     done = []
-    for prompt in prompts:
+    for number, (prompt, words) in enumerate(zip(prompts, prompt_names(prompts), strict=True)):
         begin = time.monotonic()
         advance = _Advance(bar, sampling.steps)
         if task == "extract":
             tracks = model.extract(wave, prompt, sampling, advance)
         elif task == "impute":
-            source = model.impute(wave, [prompt], sampling, advance)[0]
+            source = model.impute(wave, [prompt], sampling, advance, earlier=prompts[:number])[0]
             # The next prompt is imputed into what there is by now.
             wave = wave + source
             tracks = {"source": source, "mix": wave}
         else:
             submix = model.accompany(wave, prompt, sampling, advance)
             tracks = {"submix": submix, "mix": wave + submix}
-        outputs = {track: f"{name}-{task}-{slug(prompt)}-{track}.wav" for track in tracks}
+        outputs = {track: f"{name}-{task}-{words}-{track}.wav" for track in tracks}
         for track, file in outputs.items():
             audio.save(out / file, tracks[track], model.rate)
         done.append(_result(task, prompt, str(path), given, outputs, sampling, begin))

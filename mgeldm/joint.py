@@ -61,6 +61,8 @@ class _Request:
     """The given track, mixed down: ``[T]``."""
     frames: int
     sampling: SamplingConfig
+    repeat: int
+    """How often the same was asked for before."""
 
 
 class MGELDM:
@@ -124,8 +126,13 @@ class MGELDM:
         prompts: Sequence[str],
         sampling: SamplingConfig | None = None,
         progress: Progress | None = None,
+        *,
+        earlier: Sequence[str] = (),
     ) -> list[audio.Wave]:
         """Sources that fit a submix, one per prompt; each is added to the submix before the next is made.
+
+        ``earlier`` are prompts whose sources are in the submix by earlier calls: one that comes again asks for a second
+        part, which begins from other noise.
 
         Raises:
             AudioError: as in `extract`.
@@ -143,7 +150,8 @@ class MGELDM:
                 if progress:
                     progress(number * total + done, len(prompts) * total)
 
-            source = self._run(IMPUTE, submix, prompt, sampling, told)["source"]
+            repeat = [*earlier, *prompts[:number]].count(prompt)
+            source = self._run(IMPUTE, submix, prompt, sampling, told, repeat)["source"]
             sources.append(source)
             submix = submix + source
         return sources
@@ -168,7 +176,7 @@ class MGELDM:
         if not prompt.strip():
             raise PromptError("the prompt is empty; name what to play, such as --prompt drums")
         self.embedder.embed_text([prompt])  # an unknown prompt must not pass by the words of the template
-        return self.embedder.embed_text([self.config.prompt_template.format(prompt)])[0]
+        return self.embedder.embed_text([self.config.prompt_template.replace("{}", prompt)])[0]
 
     @torch.inference_mode()
     def _run(
@@ -178,6 +186,7 @@ class MGELDM:
         prompt: str,
         sampling: SamplingConfig | None,
         progress: Progress | None,
+        repeat: int = 0,
     ) -> dict[str, audio.Wave]:
         """The kept tracks of a task. ``given`` is the wave of its given track, or where there is none the length."""
         words = self.embed_prompt(prompt)
@@ -196,6 +205,7 @@ class MGELDM:
             mono=mono,
             frames=-(-length // self.codec.spec.hop),
             sampling=sampling or SamplingConfig(),
+            repeat=repeat,
         )
         tracks = self._denoise(request, progress)
         return {name: self._decode(tracks[track_index(name)], length) / np.float32(gain) for name in task.kept}
@@ -222,7 +232,7 @@ class MGELDM:
         starts = crop_starts(frames, crop, max(1, round(crop * OVERLAP)))
         for number, start in enumerate(starts):
             # The prompt has a part in the name: sources that are imputed one after another begin from other noise.
-            name = f"{task.name}/{request.prompt}/{number}"
+            name = f"{task.name}/{request.prompt}/{number}" + (f"/{request.repeat}" if request.repeat else "")
             noise = noise_for(sampling.seed, [name], tracks=len(TRACKS), channels=channels, frames=crop)
 
             def told(done: int, total: int, number: int = number) -> None:

@@ -4,7 +4,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import count
@@ -14,7 +14,7 @@ from typing import Any
 from manifests.atomic import canonical_json, check_writable, content_hash
 from manifests.corpora import Corpus, SongListing, StemListing, get_corpus
 from manifests.duplicates import judged_together
-from manifests.errors import CorpusError, ManifestError
+from manifests.errors import ConfigError, CorpusError, ManifestError
 from manifests.labels import UNMAPPED, lookup
 from manifests.roots import OpenRoot, container, open_root, state
 from manifests.songs import (
@@ -24,6 +24,7 @@ from manifests.songs import (
     Song,
     Stem,
     count_problems,
+    iter_songs,
     read_songs,
     songs_metadata,
     write_songs,
@@ -35,7 +36,7 @@ from pipelines.runner import RunnerConfig, run_units
 
 logger = logging.getLogger(__name__)
 
-JOURNAL_SECONDS = 30.0
+JOURNAL_SECONDS = 5.0
 
 # What may be mended without a trace in a file's size or time: the song is measured again.
 _RETRIED = frozenset({"missing", "unreadable", "changed"})
@@ -68,7 +69,7 @@ class ScanSummary:
     measured: int
     """Songs whose audio was read in this run."""
     reused: int
-    """Songs whose rows were taken from an earlier or interrupted scan, unchanged files."""
+    """Songs whose rows were taken from an earlier or interrupted scan: unchanged, or of a corpus not named now."""
     problems: dict[str, int]
     seconds: float
 
@@ -83,13 +84,14 @@ def scan(
     """Scan ``sources``, pairs of a corpus (name or layout path) and its root (a folder, or a URL
     that fsspec reaches), into the manifest ``out``.
 
-    Rows of an existing ``out`` are kept where size and modification time of every file are unchanged; a scan that was
-    killed goes on from its journal (``<out>.journal/``).
+    Rows of an existing ``out`` are kept where size and modification time of every file are unchanged, and those of
+    corpora and roots that are not among ``sources``; a scan that was killed goes on from its journal
+    (``<out>.journal/``).
 
     Raises:
         CorpusError: a source is no such corpus.
         ManifestError: two songs share an id, or ``out`` exists and is no manifest.
-        ConfigError: ``out`` cannot be written.
+        ConfigError: ``out`` cannot be written, or holds other corpora that were measured otherwise.
     """
     config, runner = config or ScanConfig(), runner or RunnerConfig()
     begin = time.monotonic()
@@ -97,7 +99,8 @@ def scan(
     check_writable(out.parent)
     identity = content_hash({"config": asdict(config), "version": SONGS_VERSION})
     journal = out.with_name(out.name + ".journal")
-    known = _known(out, journal, identity)
+    named = {(unit.song.corpus, unit.song.root) for unit in listed}
+    known = _known(out, journal, identity, named)
     songs: list[Song] = []
     waiting: list[SongUnit] = []
     for unit in listed:
@@ -106,8 +109,9 @@ def scan(
             songs.append(earlier)
         else:
             waiting.append(unit)
-    if known:
-        logger.warning("%s: %d songs of an earlier scan are not among these corpora and leave it", out, len(known))
+    songs += [song for song in known.values() if (song.corpus, song.root) not in named]
+    if gone := sum((song.corpus, song.root) in named for song in known.values()):
+        logger.warning("%s: %d songs of an earlier scan are no longer in their corpora and leave it", out, gone)
     reused = len(songs)
     songs = judged_together(songs + _measure_all(waiting, journal, identity, config, runner))
     write_songs(out, songs, {"config": identity})
@@ -202,7 +206,8 @@ def _write_journal(journal: Path, songs: list[Song], identity: str) -> None:
         write_songs(journal / f"{time.time_ns()}.parquet", songs, {"config": identity})
 
 
-def _known(out: Path, journal: Path, identity: str) -> dict[str, Song]:
+def _known(out: Path, journal: Path, identity: str, named: Collection[tuple[str, str]]) -> dict[str, Song]:
+    """Rows of earlier scans with the same configuration. Raises ConfigError where others would be lost."""
     known: dict[str, Song] = {}
     for path in [out, *sorted(journal.glob("*.parquet"))]:
         if not path.exists():
@@ -210,6 +215,11 @@ def _known(out: Path, journal: Path, identity: str) -> dict[str, Song]:
         try:
             if songs_metadata(path).get("config") == identity:
                 known |= {song.song_id: song for song in read_songs(path)}
+            elif path == out and (others := {s.corpus for s in iter_songs(out) if (s.corpus, s.root) not in named}):
+                raise ConfigError(
+                    f"{out}: its songs of {', '.join(sorted(others))} were measured with other options; scan them too, "
+                    "or choose another --out"
+                )
         except ManifestError:
             if path == out:
                 raise

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from manifests.errors import ConfigError
 from manifests.queries import filter_songs
 from manifests.songs import Problem, Song, read_songs
 from mgeldm.measure import ActivityConfig, measure
@@ -167,12 +168,32 @@ def test_a_preview_counts_without_reading_audio(root: Path, layout: Path, reader
     assert readers == []
 
 
-def test_songs_that_leave_a_manifest_are_told(
-    slakh: Path, root: Path, layout: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_songs_that_leave_their_corpus_leave_the_manifest_and_are_told(
+    slakh: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    scan([("slakh2100", slakh)], tmp_path / "songs.parquet", runner=LOCAL)
-    scan([(str(layout), root)], tmp_path / "songs.parquet", runner=LOCAL)
-    assert "4 songs of an earlier scan are not among these corpora" in caplog.text
+    root = shutil.copytree(slakh, tmp_path / "slakh")
+    scan([("slakh2100", root)], tmp_path / "songs.parquet", runner=LOCAL)
+    shutil.rmtree(root / "test")
+    summary = scan([("slakh2100", root)], tmp_path / "songs.parquet", runner=LOCAL)
+    assert "1 songs of an earlier scan are no longer in their corpora" in caplog.text
+    assert (summary.songs, summary.reused, summary.measured) == (3, 3, 0)
+
+
+def test_a_corpus_is_added_without_touching_the_rows_of_others(
+    slakh: Path, root: Path, layout: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "songs.parquet"
+    scan([("slakh2100", slakh)], out, runner=LOCAL)
+    before = read_songs(out)
+    summary = scan([(str(layout), root)], out, runner=LOCAL)
+    assert (summary.songs, summary.reused, summary.measured) == (5, 4, 1)
+    assert [song for song in read_songs(out) if song.corpus == "slakh2100"] == before
+    scan([("slakh2100", slakh), (str(layout), root)], tmp_path / "both.parquet", runner=LOCAL)
+    assert out.read_bytes() == (tmp_path / "both.parquet").read_bytes()
+    other = ScanConfig(activity=ActivityConfig(on_dbfs=-40.0))
+    with pytest.raises(ConfigError, match=r"songs of slakh2100 were measured with other options"):
+        scan([(str(layout), root)], out, config=other, runner=LOCAL)
+    assert scan([(str(layout), root), ("slakh2100", slakh)], out, config=other, runner=LOCAL).measured == 5
 
 
 KILLED = """

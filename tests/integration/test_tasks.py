@@ -91,6 +91,19 @@ def test_impute_adds_one_prompt_after_the_other(
     assert np.abs(drums).max() > 0
 
 
+def test_a_second_part_of_one_instrument_is_another_and_neither_file_is_lost(
+    options: list[str], songs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    prompts = ["--prompt", "drums", "--prompt", "Drums", "--prompt", "drums"]
+    status, found = run(["impute", str(songs[1]), *prompts, "--out", str(out), *options], capsys)
+    assert status == 0
+    files = [result["outputs"]["source"] for result in found["results"]]
+    assert files == ["mix-impute-drums-source.wav", "mix-impute-drums-2-source.wav", "mix-impute-drums-3-source.wav"]
+    first, _, third = (audio.read(out / file) for file in files)
+    assert not np.allclose(first, third)
+
+
 def test_generate_has_the_length_that_was_asked(
     options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -68,11 +68,32 @@ def test_wrong_usage_is_one_line_and_status_2(
     assert "Traceback" not in err
 
 
-def test_unknown_option_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        main(["split", "songs.parquet", "--out", "x", "--windows", "3"])
-    assert stopped.value.code == 2
-    assert "--windows" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["split", "songs.parquet", "--out", "x", "--windows", "3"], "--windows"),
+        (["split", "songs.parquet", "--out", "x", "--strategy", "bogus"], "strategy"),
+        (["scan", "slakh2100", "x", "--out", "x", "--activity.on_dbfs", "-70"], "on_dbfs -70"),
+        (["train", "tiny", "--data", "x", "--out", "x", "--steps", "abc"], "steps"),
+        (["train", "tiny", "--data", "x", "--out", "x", "--patterns.tau_min", "2"], "tau_min is 2"),
+        (["train", "--data", "x", "--out", "x", "nonsense"], "nonsense: no such recipe"),
+    ],
+)
+def test_wrong_options_are_refused_in_one_line(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"mgeldm {arguments[0]}: ")
+    assert words in line
+
+
+def test_a_recipe_is_read_wherever_it_stands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("steps:\n")
+    for arguments in (["--data", "x", "--out", "x", str(recipe)], [str(recipe), "--data", "x", "--out", "x"]):
+        assert main(["train", *arguments, "--dry-run"]) == 2
+        assert "mine.yaml: steps has no value" in capsys.readouterr().err
 
 
 def test_unwritable_output_is_one_line(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

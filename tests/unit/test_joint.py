@@ -228,6 +228,13 @@ class TestSeeds:
         first, second = model(lambda z, tau, e: z).impute(wave(32), ["bass", "drums"], SamplingConfig(steps=1))
         assert abs(np.corrcoef(first[0], second[0])[0, 1]) < 0.9
 
+    def test_a_prompt_that_comes_again_begins_from_other_noise_also_by_another_call(self) -> None:
+        noise, submix, once = model(lambda z, tau, e: z), wave(32), SamplingConfig(steps=1)
+        first, second = noise.impute(submix, ["drums", "drums"], once)
+        assert abs(np.corrcoef(first[0], second[0])[0, 1]) < 0.9
+        (alone,) = noise.impute(submix + first, ["drums"], once, earlier=["drums"])
+        np.testing.assert_array_equal(alone, second)
+
     def test_held_frames_join_the_chunks(self) -> None:
         """What a chunk said of the overlap stays: the first crop of long audio is that of short audio."""
         long, short = (model().generate("bass", seconds, FEW) for seconds in (0.2, 0.032))
