@@ -62,6 +62,15 @@ def test_names_that_say_nothing_are_aggregates(label: str) -> None:
     assert lookup(label).aggregate
 
 
+@pytest.mark.parametrize(
+    ("label", "instrument"), [("other", "other"), ("mixed", "other"), ("Mixed", "other"), ("Main System", "mixture")]
+)
+def test_aggregates_are_in_the_vocabulary(label: str, instrument: str) -> None:
+    found = lookup(label)
+    assert (found.instrument, found.family) == (instrument, "mixed")
+    assert found.aggregate
+
+
 def test_an_unknown_label_keeps_its_words() -> None:
     assert (lookup("Zither_04").instrument, lookup("Zither_04").family) == ("zither", UNMAPPED)
     assert lookup("ギター").instrument == "ギター"
