@@ -43,7 +43,10 @@ PROBLEMS: dict[str, tuple[Effect, str]] = {
     "misaligned": (Effect.NOTE, "the mixture is shifted against the sum of the stems"),
     "repeated_stem": (Effect.NOTE, "two stems of the song hold the same audio"),
     "duplicate": (Effect.NOTE, "another song holds the same audio"),
-    "near_duplicate": (Effect.NOTE, "another song sounds almost the same"),
+    "near_duplicate": (
+        Effect.NOTE,
+        "another song sounds almost the same, or another corpus has the same work in this subset",
+    ),
     "leak": (Effect.NOTE, "the same audio or the same work stands in another subset too"),
     "unequal_length": (Effect.NOTE, "stems differ in length; shorter ones are padded"),
     "mixture_unreadable": (Effect.NOTE, "the mixture file cannot be used; the mix is the sum of the stems"),
