@@ -96,6 +96,24 @@ def cross_song_problems(songs: Iterable[Song]) -> dict[str, tuple[Problem, ...]]
     return relations.problems()
 
 
+def outdated_problems(songs: Iterable[Song]) -> dict[str, tuple[Problem, ...]]:
+    """Of songs that were judged among others, which may be gone: their problems of `CROSS_SONG` as they are now, by
+    song id, where they are not those that the song has.
+
+    Where songs only leave, none that was like no other becomes so: only songs with such problems are judged anew.
+    """
+    told: dict[str, tuple[Problem, ...]] = {}
+
+    def related() -> Iterator[Song]:
+        for song in songs:
+            if problems := tuple(problem for problem in song.problems if problem.code in CROSS_SONG):
+                told[song.song_id] = problems
+                yield song
+
+    found = cross_song_problems(related())
+    return {name: found.get(name, ()) for name, problems in told.items() if found.get(name, ()) != problems}
+
+
 def near_duplicates(sketches: Sequence[bytes]) -> Iterator[tuple[int, int, int]]:
     """Pairs of songs that are nearly the same: indices ``a < b``, and the frame of ``a``, which may be negative, where
     ``b`` begins."""

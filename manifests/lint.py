@@ -10,10 +10,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from manifests.duplicates import outdated_problems
 from manifests.errors import ManifestError
 from manifests.labels import UNMAPPED, vocabulary
 from manifests.problems import PROBLEMS, Effect
-from manifests.songs import SONGS_SCHEMA, SONGS_VERSION, SUBSETS, activity_frames, inside, reading
+from manifests.songs import SONGS_SCHEMA, SONGS_VERSION, SUBSETS, activity_frames, inside, iter_songs, reading
 
 CODES: dict[str, str] = {
     "version": "the file does not say that it is a manifest of the version that this program reads",
@@ -32,6 +33,7 @@ CODES: dict[str, str] = {
     "fingerprint": "a stem was measured but has no fingerprint",
     "instrument": "the vocabulary has no such instrument, or has it in another family",
     "problem": "no such problem code, or a problem of a stem that the song does not have",
+    "stale": "a duplicate or leak that is not, or no longer, borne out by the songs of the manifest",
     "extra": "not a JSON object",
     "file_missing": "the file of a stem or of the mixture is not on disk",
     "file_size": "the file is not as large as when it was measured",
@@ -39,6 +41,8 @@ CODES: dict[str, str] = {
 }
 """What a finding's code means."""
 
+# Findings that leave a manifest that can be read.
+_SOUND = frozenset({"file_missing", "file_size", "not_checked"})
 _RATES = (1_000, 768_000)
 _CHANNELS = (1, 64)
 _LEVELS: dict[str, tuple[float, float]] = {
@@ -71,6 +75,19 @@ def lint_songs(path: Path | str, *, audio: bool = False) -> Iterator[Finding]:
     Raises:
         ManifestError: the file is missing or is no Parquet file.
     """
+    sound = True
+    for finding in _row_findings(path, audio):
+        sound = sound and finding.code in _SOUND
+        yield finding
+    if sound:
+        for song_id in outdated_problems(iter_songs(path)):
+            yield Finding(
+                code="stale", song_id=song_id, detail="its duplicates and leaks are not those told; scan anew"
+            )
+
+
+def _row_findings(path: Path | str, audio: bool) -> Iterator[Finding]:
+    """What the file and each row alone show, and the order of rows."""
     if not Path(path).exists():
         raise ManifestError(f"{path}: no such file")
     with reading(path), pq.ParquetFile(path) as file:

@@ -182,5 +182,5 @@ def test_files_are_looked_for_when_asked(tmp_path: Path) -> None:
 
 def test_every_code_says_what_it_means_and_is_tested() -> None:
     assert all(text and text[0].islower() for text in CODES.values())
-    elsewhere = {"version", "schema", "value_missing", "order", "file_missing", "not_checked"}
+    elsewhere = {"stale", "version", "schema", "value_missing", "order", "file_missing", "not_checked"}
     assert {code for code, _, _ in DAMAGE.values()} | elsewhere == set(CODES)
