@@ -45,7 +45,9 @@ COLUMNS = (*SONGS_SCHEMA.names, *DERIVED)
 
 _ROW = "manifest_row"
 # Quoted text first, so that what stands in quotes is left alone.
-_HAS_PROBLEM = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|\b(has_problem)\s*\(", re.IGNORECASE)
+_HAS_PROBLEM = re.compile(
+    r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|\b(has_problem)\s*\((?:\s*'([^']*)'\s*\))?", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +173,8 @@ def _matching(connection: duckdb.DuckDBPyConnection, where: str) -> tuple[np.nda
     try:
         if len(duckdb.extract_statements(query)) != 1:
             raise ConfigError(f"--where {_line(where)}: one expression is wanted, not several statements")
+        # On its own, too: brackets that close those around it would pass there.
+        duckdb.extract_statements(f"SELECT {condition}")
         found = connection.execute(query).fetchnumpy()
     except duckdb.Error as error:
         raise ConfigError(f"--where {_line(where)}: {_reason(error)}; columns: {', '.join(COLUMNS)}") from None
@@ -179,7 +183,13 @@ def _matching(connection: duckdb.DuckDBPyConnection, where: str) -> tuple[np.nda
 
 
 def _condition(match: re.Match[str]) -> str:
-    return "list_contains(problem_codes, " if match[1] else match[0]
+    if not match[1]:
+        return match[0]
+    if match[2] is None:
+        return "list_contains(problem_codes, "
+    if match[2] not in PROBLEMS:
+        raise ConfigError(f"--where: there is no problem {match[2]!r}; known: {', '.join(PROBLEMS)}")
+    return f"list_contains(problem_codes, '{match[2]}')"
 
 
 def _reason(error: duckdb.Error) -> str:

@@ -98,6 +98,13 @@ def test_what_was_like_songs_that_are_gone_is_judged_anew(tmp_path: Path) -> Non
     assert [(finding.code, finding.song_id) for finding in lint_songs(tmp_path / "stale.parquet")] == [("stale", "a/1")]
 
 
+def test_a_problem_that_there_is_not_is_refused(manifest: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--where: there is no problem 'typo'; known: metadata, .*narrow_band"):
+        filter_songs(manifest, "usable and not has_problem( 'typo' )", manifest.parent / "wrong.parquet")
+    assert kept(manifest, "has_problem('narrow' || '_band')") == ["medleydb/1"]
+    assert kept(manifest, "has_problem('leak')") == []
+
+
 def test_a_manifest_may_be_filtered_into_itself(tmp_path: Path) -> None:
     write_songs(tmp_path / "songs.parquet", SONGS)
     filter_songs(tmp_path / "songs.parquet", "subset == 'test'", tmp_path / "songs.parquet")
@@ -116,6 +123,10 @@ def test_a_manifest_may_be_filtered_into_itself(tmp_path: Path) -> None:
         ("true); drop view songs; select (true", "several statements"),
         ("exists(select * from read_text('/etc/passwd'))", "/etc/passwd"),
         ("corpus == 'mois", "unterminated"),
+        ("1) or (1=1", "syntax error"),
+        ("hours > 9) or (true", "syntax error"),
+        ("true, false", "columns"),
+        ("true as yes", "syntax error"),
     ],
 )
 def test_a_wrong_expression_is_one_line_that_lists_the_columns(manifest: Path, where: str, words: str) -> None:
@@ -172,7 +183,9 @@ def test_any_text_can_be_asked_for_in_quotes(tmp_path: Path, text: str) -> None:
     quoted = "'" + text.replace("'", "''") + "'"
     out = tmp_path / "out.parquet"
     assert filter_songs(tmp_path / "songs.parquet", f"subset == {quoted}", out).songs == 1
-    assert filter_songs(tmp_path / "songs.parquet", f"subset != {quoted} or has_problem({quoted})", out).songs == 0
+    assert (
+        filter_songs(tmp_path / "songs.parquet", f"subset != {quoted} or has_problem('' || {quoted})", out).songs == 0
+    )
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
