@@ -46,6 +46,8 @@ OTHERS = {
     "PAD + BASS": "bass",
     "Harmonica": "harmonica",
     "Bassoon": "bassoon",
+    "OH L": "cymbals",
+    "Piano OH": "piano",
 }
 
 
@@ -63,7 +65,18 @@ def test_names_that_say_nothing_are_aggregates(label: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("label", "instrument"), [("other", "other"), ("mixed", "other"), ("Mixed", "other"), ("Main System", "mixture")]
+    ("label", "instrument"),
+    [
+        ("other", "other"),
+        ("mixed", "other"),
+        ("Mixed", "other"),
+        ("Main System", "mixture"),
+        ("main mics", "mixture"),
+        ("audio_ORTF_L", "mixture"),
+        ("HallMics", "room"),
+        ("StereoReverb_STM", "room"),
+        ("STM", "room"),
+    ],
 )
 def test_aggregates_are_in_the_vocabulary(label: str, instrument: str) -> None:
     found = lookup(label)
