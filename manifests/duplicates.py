@@ -83,7 +83,7 @@ def cross_song_problems(songs: Iterable[Song]) -> dict[str, tuple[Problem, ...]]
     for song in songs:
         if not any(problem.code == "excluded" for problem in song.problems):
             seen.add(song)
-    relations = _Relations(seen.song_ids, seen.subsets)
+    relations = _Relations(seen.song_ids, seen.corpora, seen.subsets)
     for how, whole in (("same stems", seen.stem_sets), ("same mixture", seen.mixtures)):
         for group in whole.groups():
             relations.same_song(group, how)
@@ -94,6 +94,24 @@ def cross_song_problems(songs: Iterable[Song]) -> dict[str, tuple[Problem, ...]]
     for group in seen.works.groups():
         relations.same_work(group)
     return relations.problems()
+
+
+def outdated_problems(songs: Iterable[Song]) -> dict[str, tuple[Problem, ...]]:
+    """Of songs that were judged among others, which may be gone: their problems of `CROSS_SONG` as they are now, by
+    song id, where they are not those that the song has.
+
+    Where songs only leave, none that was like no other becomes so: only songs with such problems are judged anew.
+    """
+    told: dict[str, tuple[Problem, ...]] = {}
+
+    def related() -> Iterator[Song]:
+        for song in songs:
+            if problems := tuple(problem for problem in song.problems if problem.code in CROSS_SONG):
+                told[song.song_id] = problems
+                yield song
+
+    found = cross_song_problems(related())
+    return {name: found.get(name, ()) for name, problems in told.items() if found.get(name, ()) != problems}
 
 
 def near_duplicates(sketches: Sequence[bytes]) -> Iterator[tuple[int, int, int]]:
@@ -140,6 +158,7 @@ class _Seen:
 
     def __init__(self) -> None:
         self.song_ids: list[str] = []
+        self.corpora: list[str] = []
         self.subsets: list[str] = []
         self.sketches: list[bytes] = []
         self.stem_sets, self.mixtures, self.stems, self.works = _Index(), _Index(), _Index(), _Index()
@@ -147,6 +166,7 @@ class _Seen:
     def add(self, song: Song) -> None:
         index = len(self.song_ids)
         self.song_ids.append(song.song_id)
+        self.corpora.append(song.corpus)
         self.subsets.append(song.subset)
         self.sketches.append(song.sketch)
         damaged = {problem.stem_id for problem in song.problems if effect(problem.code) is Effect.STEM}
@@ -169,8 +189,9 @@ def _sounds(stem: Stem) -> bool:
 class _Relations:
     """Who is related to whom, and the problems that follow."""
 
-    def __init__(self, song_ids: Sequence[str], subsets: Sequence[str]) -> None:
+    def __init__(self, song_ids: Sequence[str], corpora: Sequence[str], subsets: Sequence[str]) -> None:
         self._song_ids = song_ids
+        self._corpora = corpora
         self._subsets = subsets
         self._same = list(range(len(song_ids)))
         # Of each song, code and stem: a few of the other songs, and what they share.
@@ -202,8 +223,16 @@ class _Relations:
         self._leak({first: None, second: None}, "almost the same")
 
     def same_work(self, group: list[tuple[int, str]]) -> None:
-        """Songs of one work."""
-        self._leak({song: None for song, _ in group}, f"same work {' '.join(group[0][1].split())}")
+        """Songs of one work. Within a subset those of two corpora are one recording in two copies; those of one corpus
+        are different renderings."""
+        how = f"same work {' '.join(group[0][1].split())}"
+        self._leak({song: None for song, _ in group}, how)
+        # One song of each recording: what is the same as a whole is told already.
+        lone: defaultdict[str, dict[int, int]] = defaultdict(dict)
+        for song, _ in group:
+            lone[self._subsets[song]].setdefault(self._same[song], song)
+        for recordings in lone.values():
+            self._link("near_duplicate", dict.fromkeys(recordings.values()), self._corpora, lambda _: how)
 
     def problems(self) -> dict[str, tuple[Problem, ...]]:
         """All that was found, by song id."""

@@ -10,10 +10,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from manifests.errors import ManifestError
+from manifests.duplicates import outdated_problems
+from manifests.errors import CorpusError, ManifestError
 from manifests.labels import UNMAPPED, vocabulary
 from manifests.problems import PROBLEMS, Effect
-from manifests.songs import SONGS_SCHEMA, SONGS_VERSION, SUBSETS, activity_frames, inside, reading
+from manifests.remote import filesystem, is_remote
+from manifests.roots import locate, state
+from manifests.songs import SONGS_SCHEMA, SONGS_VERSION, SUBSETS, activity_frames, iter_songs, reading
 
 CODES: dict[str, str] = {
     "version": "the file does not say that it is a manifest of the version that this program reads",
@@ -32,13 +35,16 @@ CODES: dict[str, str] = {
     "fingerprint": "a stem was measured but has no fingerprint",
     "instrument": "the vocabulary has no such instrument, or has it in another family",
     "problem": "no such problem code, or a problem of a stem that the song does not have",
+    "stale": "a duplicate or leak that is not, or no longer, borne out by the songs of the manifest",
     "extra": "not a JSON object",
     "file_missing": "the file of a stem or of the mixture is not on disk",
     "file_size": "the file is not as large as when it was measured",
-    "not_checked": "the root is not a local folder, so that its files were not looked for",
+    "not_checked": "the root cannot be reached, so that its files were not looked for",
 }
 """What a finding's code means."""
 
+# Findings that leave a manifest that can be read.
+_SOUND = frozenset({"file_missing", "file_size", "not_checked"})
 _RATES = (1_000, 768_000)
 _CHANNELS = (1, 64)
 _LEVELS: dict[str, tuple[float, float]] = {
@@ -64,13 +70,27 @@ class Finding:
 
 
 def lint_songs(path: Path | str, *, audio: bool = False) -> Iterator[Finding]:
-    """What is wrong with the manifest ``path``; ``audio``: also look whether its files are there, without reading them.
+    """What is wrong with the manifest ``path``; ``audio``: also look whether its files are there, without reading them;
+    of remote roots each object is asked for.
 
     Rows are read as they are checked. Where the columns are not those of a manifest, only that is told.
 
     Raises:
         ManifestError: the file is missing or is no Parquet file.
     """
+    sound = True
+    for finding in _row_findings(path, audio):
+        sound = sound and finding.code in _SOUND
+        yield finding
+    if sound:
+        for song_id in outdated_problems(iter_songs(path)):
+            yield Finding(
+                code="stale", song_id=song_id, detail="its duplicates and leaks are not those told; scan anew"
+            )
+
+
+def _row_findings(path: Path | str, audio: bool) -> Iterator[Finding]:
+    """What the file and each row alone show, and the order of rows."""
     if not Path(path).exists():
         raise ManifestError(f"{path}: no such file")
     with reading(path), pq.ParquetFile(path) as file:
@@ -232,30 +252,32 @@ def _path_faults(row: Row, recordings: list[Row], audio: bool) -> Iterator[tuple
     if row["mixture"] is not None:
         files.setdefault(row["mixture"], None)
     told = {problem["code"] for problem in row["problems"]}
-    remote = "://" in row["root"]
-    if audio and remote:
-        yield "not_checked", row["root"]
+    if audio and is_remote(row["root"]):
+        try:
+            filesystem(row["root"])
+        except CorpusError as error:
+            audio = False
+            yield "not_checked", str(error)
     for relative, size in files.items():
         pure = PurePosixPath(relative)
         leaves = pure.is_absolute() or ".." in pure.parts or "\x00" in relative
-        path = inside(Path(row["root"]), relative) if audio and not remote and not leaves else None
-        if leaves or (audio and not remote and path is None):
+        if leaves or (audio and locate(row["root"], relative) is None):
             if "outside_root" not in told:
                 yield "path", repr(relative)
-        elif path is not None:
-            found = _size(path)
+        elif audio:
+            path = f"{row['root']}/{relative}"
+            found = _state(row["root"], relative)
             if found is None and not told & {"missing", "bad_name"}:
-                yield "file_missing", str(path)
-            elif found is not None and size is not None and found != size:
-                yield "file_size", f"{path}: {found} bytes, {size} when it was measured"
+                yield "file_missing", path
+            # A server may not tell how large an object is.
+            elif found and found[0] is not None and size is not None and found[0] != size:
+                yield "file_size", f"{path}: {found[0]} bytes, {size} when it was measured"
 
 
-def _size(path: Path) -> int | None:
-    """Bytes of a file, or None where there is none that can be looked at."""
-    try:
-        return path.stat().st_size if path.is_file() else None
-    except OSError:
-        return None
+def _state(root: str, relative: str) -> tuple[int | None, int] | None:
+    """As `manifests.roots.state`, but that a folder is no file."""
+    place = locate(root, relative)
+    return None if isinstance(place, Path) and place.is_dir() else state(root, relative)
 
 
 def _within(value: float, limits: tuple[float, float]) -> bool:

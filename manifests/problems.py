@@ -34,6 +34,7 @@ PROBLEMS: dict[str, tuple[Effect, str]] = {
     "empty": (Effect.STEM, "the file holds no samples"),
     "not_finite": (Effect.STEM, "samples are NaN or infinite"),
     "silent": (Effect.STEM, "no 100 ms frame is active"),
+    "known_defect": (Effect.STEM, "the stem is known not to be what its label says: noise, missing audio, a whole mix"),
     "changed": (Effect.STEM, "the file is not the one that was scanned"),
     "clipped": (Effect.NOTE, "samples stand at full scale in runs"),
     "dc_offset": (Effect.NOTE, "the mean of the samples is far from 0"),
@@ -42,15 +43,23 @@ PROBLEMS: dict[str, tuple[Effect, str]] = {
     "misaligned": (Effect.NOTE, "the mixture is shifted against the sum of the stems"),
     "repeated_stem": (Effect.NOTE, "two stems of the song hold the same audio"),
     "duplicate": (Effect.NOTE, "another song holds the same audio"),
-    "near_duplicate": (Effect.NOTE, "another song sounds almost the same"),
+    "near_duplicate": (
+        Effect.NOTE,
+        "another song sounds almost the same, or another corpus has the same work in this subset",
+    ),
     "leak": (Effect.NOTE, "the same audio or the same work stands in another subset too"),
     "unequal_length": (Effect.NOTE, "stems differ in length; shorter ones are padded"),
     "mixture_unreadable": (Effect.NOTE, "the mixture file cannot be used; the mix is the sum of the stems"),
+    "known_flaw": (
+        Effect.NOTE,
+        "something is known to be imperfect in the song or the stem, by errata or by listening",
+    ),
+    "bleed": (Effect.NOTE, "the corpus says that other instruments are heard in the stem, or in those of the song"),
     "unmapped_label": (Effect.NOTE, "the label is not in the vocabulary; it is kept as it is"),
     "unlabelled": (Effect.NOTE, "metadata does not name the instrument of a stem; it is taken for 'other'"),
     "no_audio": (Effect.NOTE, "metadata names a stem that has no audio file"),
 }
-_NO_FAULT = frozenset({"excluded", "mixture_only", "single_stem", "silent"})
+_NO_FAULT = frozenset({"excluded", "mixture_only", "single_stem", "silent", "known_defect"})
 
 
 def effect(code: str) -> Effect:

@@ -5,9 +5,9 @@ The manifest is read as far as a question needs it, a row group at a time; nothi
 
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,9 +15,10 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
+from manifests.duplicates import CROSS_SONG, outdated_problems
 from manifests.errors import ConfigError, ManifestError
 from manifests.problems import PROBLEMS, Effect
-from manifests.songs import SONGS_SCHEMA, SONGS_VERSION, open_table, reading, write_batches
+from manifests.songs import SONGS_SCHEMA, SONGS_VERSION, Problem, Song, open_table, reading, row_songs, write_batches
 
 MEMORY_LIMIT = "1GB"
 """What DuckDB may keep of a manifest at a time."""
@@ -44,7 +45,9 @@ COLUMNS = (*SONGS_SCHEMA.names, *DERIVED)
 
 _ROW = "manifest_row"
 # Quoted text first, so that what stands in quotes is left alone.
-_HAS_PROBLEM = re.compile(r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|\b(has_problem)\s*\(", re.IGNORECASE)
+_HAS_PROBLEM = re.compile(
+    r"'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|\b(has_problem)\s*\((?:\s*'([^']*)'\s*\))?", re.IGNORECASE
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,49 +114,82 @@ def filter_songs(path: Path | str, where: str, out: Path | str) -> FilterSummary
 
     ``where`` is an SQL expression over the columns of the manifest and `DERIVED`, such as
     ``corpus == 'moisesdb' and 'drums' in instruments and not has_problem('leak')``. Metadata stay, so that a scan into
-    ``out`` reuses its rows.
+    ``out`` reuses its rows. Duplicates and leaks of songs that are gone are no longer told.
 
     Raises:
         ConfigError: the expression is wrong; the message names the columns there are.
         ManifestError: the file is missing or is no manifest of this version.
     """
     with opened(path) as connection:
-        rows, hours = _matching(connection, where)
+        rows, hours, related = _matching(connection, where)
     with open_table(path, "songs", SONGS_VERSION, SONGS_SCHEMA) as (file, metadata):
         counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
-        kept = np.zeros(sum(counts), np.bool_)
-        kept[rows] = True
         starts = np.cumsum([0, *counts])
 
-        def parts() -> Iterator[pa.Table]:
+        def parts(rows: np.ndarray) -> Iterator[pa.Table]:
+            wanted = np.zeros(sum(counts), np.bool_)
+            wanted[rows] = True
             for group, (begin, end) in enumerate(pairwise(starts)):
-                if kept[begin:end].any():
+                if wanted[begin:end].any():
                     with reading(path):
                         rows_of_group = file.read_row_group(group)
-                    yield rows_of_group.filter(pa.array(kept[begin:end]))
+                    yield rows_of_group.filter(pa.array(wanted[begin:end]))
 
+        def songs() -> Iterator[Song]:
+            for part in parts(related):
+                yield from row_songs(part, path)
+
+        outdated = outdated_problems(songs())
+        tables = (_judged(part, outdated) for part in parts(rows))
         keys = {name: value for name, value in metadata.items() if name != "songs.version"}
-        write_batches(out, parts(), SONGS_SCHEMA, "songs", SONGS_VERSION, keys)
-    return FilterSummary(songs=len(rows), of=len(kept), hours=hours)
+        write_batches(out, tables, SONGS_SCHEMA, "songs", SONGS_VERSION, keys)
+    return FilterSummary(songs=len(rows), of=sum(counts), hours=hours)
 
 
-def _matching(connection: duckdb.DuckDBPyConnection, where: str) -> tuple[np.ndarray, float]:
-    """Rows of the manifest for which ``where`` is true, ascending, and their hours in all."""
+def _judged(rows: pa.Table, outdated: Mapping[str, tuple[Problem, ...]]) -> pa.Table:
+    """The rows with the problems of `CROSS_SONG` that are now true."""
+    names = rows["song_id"].to_pylist()
+    if outdated.keys().isdisjoint(names):
+        return rows
+    problems = rows["problems"].to_pylist()
+    for index, name in enumerate(names):
+        if name in outdated:
+            others = [problem for problem in problems[index] if problem["code"] not in CROSS_SONG]
+            problems[index] = others + [asdict(problem) for problem in outdated[name]]
+    column = rows.schema.get_field_index("problems")
+    field = rows.schema.field(column)
+    return rows.set_column(column, field, pa.array(problems, field.type))
+
+
+def _matching(connection: duckdb.DuckDBPyConnection, where: str) -> tuple[np.ndarray, float, np.ndarray]:
+    """Rows of the manifest for which ``where`` is true, ascending; their hours in all; and those of them that were
+    found to be like other songs."""
     if not where.strip():
         raise ConfigError(f"--where is empty; give an expression over the columns {', '.join(COLUMNS)}")
     # The line break ends a comment, should the expression end with one.
-    query = f"SELECT {_ROW}, duration_s FROM songs WHERE ({_HAS_PROBLEM.sub(_condition, where)}\n) ORDER BY {_ROW}"
+    related = f"list_has_any(problem_codes, [{', '.join(map(_quoted, CROSS_SONG))}])"
+    condition = f"{_HAS_PROBLEM.sub(_condition, where)}\n"
+    query = f"SELECT {_ROW}, duration_s, {related} AS related FROM songs WHERE ({condition}) ORDER BY {_ROW}"
     try:
         if len(duckdb.extract_statements(query)) != 1:
             raise ConfigError(f"--where {_line(where)}: one expression is wanted, not several statements")
+        # On its own, too: brackets that close those around it would pass there.
+        duckdb.extract_statements(f"SELECT {condition}")
         found = connection.execute(query).fetchnumpy()
     except duckdb.Error as error:
         raise ConfigError(f"--where {_line(where)}: {_reason(error)}; columns: {', '.join(COLUMNS)}") from None
-    return np.asarray(found[_ROW], np.int64), float(np.sum(found["duration_s"])) / 3600
+    rows = np.asarray(found[_ROW], np.int64)
+    return rows, float(np.sum(found["duration_s"])) / 3600, rows[np.asarray(found["related"], np.bool_)]
 
 
 def _condition(match: re.Match[str]) -> str:
-    return "list_contains(problem_codes, " if match[1] else match[0]
+    if not match[1]:
+        return match[0]
+    if match[2] is None:
+        return "list_contains(problem_codes, "
+    if match[2] not in PROBLEMS:
+        raise ConfigError(f"--where: there is no problem {match[2]!r}; known: {', '.join(PROBLEMS)}")
+    return f"list_contains(problem_codes, '{match[2]}')"
 
 
 def _reason(error: duckdb.Error) -> str:

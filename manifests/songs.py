@@ -276,10 +276,15 @@ def iter_songs(path: Path | str) -> Iterator[Song]:
     """
     with open_table(path, "songs", SONGS_VERSION, SONGS_SCHEMA) as (file, _), reading(path):
         for batch in file.iter_batches(batch_size=_BATCH):
-            try:
-                yield from [_song(row) for row in batch.to_pylist()]
-            except json.JSONDecodeError as error:
-                raise ManifestError(f"{path}: a row's extra is not JSON ({error}); scan anew") from None
+            yield from row_songs(batch, path)
+
+
+def row_songs(rows: pa.Table | pa.RecordBatch, path: Path | str) -> list[Song]:
+    """The songs of rows of the manifest ``path``. Raises ManifestError when an extra is not JSON."""
+    try:
+        return [_song(row) for row in rows.to_pylist()]
+    except json.JSONDecodeError as error:
+        raise ManifestError(f"{path}: a row's extra is not JSON ({error}); scan anew") from None
 
 
 def read_songs(path: Path | str) -> list[Song]:

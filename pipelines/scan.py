@@ -46,7 +46,7 @@ _DETAIL_LENGTH = 500
 _LISTED = frozenset(
     {
         *("metadata", "excluded", "unknown_subset", "mixture_only", "bad_name", "listed_twice"),
-        *("unlabelled", "no_audio", "unmapped_label"),
+        *("unlabelled", "no_audio", "unmapped_label", "known_defect", "known_flaw", "bleed"),
     }
 )
 

@@ -9,7 +9,7 @@ mixture: mixture.wav               # optional, below the song folder; never a st
 subset: train                      # for songs whose pattern has no {subset}
 subsets: {dev: validation, "A - B": test}   # a value of {subset} or a song -> train | validation | test
 ignore: ["*.json"]                 # known leftovers of a song; below the root: what is no song, whatever it matches
-notes: {"A - B": hi-hat in the bass}        # what is known of a song; stands in its ``extra``
+notes: {"A - B": hi-hat in the bass}        # what is wrong with a song; a note, and in its ``extra``
 labels: {"BGVOX ECHO": backing vocals}      # raw label -> instrument, where the vocabulary does not know
 residual_db: -30                   # the stems sum to the mixture, but for so much; left out: nobody says that they do
 works: {musdb18: "{song}"}         # what recording this is of, so that corpora which share songs are known to
@@ -137,6 +137,8 @@ class FolderLayout:
         if not (self.stems or stems):
             problems.append(Problem(code="mixture_only", detail=f"{self.name} has no stems"))
         note = self.notes.get(song) or self.notes.get(song.rsplit("/", 1)[-1])
+        if note:
+            problems.append(Problem(code="known_flaw", detail=note))
         return SongListing(
             song=song,
             subset=self._subset(song, values.get("subset"), problems),

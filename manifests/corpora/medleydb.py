@@ -10,9 +10,9 @@ The mixture is a weighted sum of the stems, so that no residual is promised.
 Subsets: none of its own. The 46 songs of MUSDB18 are in the subset they have there, and their works are named; all
 others are in train.
 Defects: a "Main System" is a microphone before the whole ensemble: it holds every other stem, so that it is no stem
-here; it stands in ``extra`` as a capture. So do stems that are not what their label says, by the errata of the corpus
-and by people who listened. Flags are the words "yes" and "no". Bleed is told song by song. The metadata also describe
-songs that were never released.
+here; it stands in ``extra`` as a capture. Stems that people who listened found not to be what their label says are
+problems; the errata of the corpus are notes. Flags are the words "yes" and "no". Bleed is told song by song. The
+metadata also describe songs that were never released.
 """
 
 import os
@@ -39,6 +39,8 @@ from manifests.songs import Problem
 _CAPTURE = "Main System"
 _TEXTS = ("artist", "title", "genre")
 _FLAGS = ("has_bleed", "instrumental", "excerpt")
+# What makes a stem useless; all else that is known is a note.
+_UNUSABLE = ("bleed in every stem", "not what its label says")
 
 
 class MedleyDB:
@@ -75,6 +77,9 @@ class MedleyDB:
             problems.append(Problem(code="metadata", detail=f"{song}_METADATA.yaml: {error}"))
             entries = {name: (name, "other") for name in files if name.endswith(".wav") and name[0] != "."}
         stems = [_stem(root, f"{path}/{song}_STEMS", key, *entry, problems) for key, entry in sorted(entries.items())]
+        problems += _known(song, [stem.stem_id for stem in stems if stem])
+        if extra.get("has_bleed"):
+            problems.append(Problem(code="bleed", detail="has_bleed is yes"))
         twin = in_medleydb().get(song)
         found = {
             "captures": {key: name for key, (name, label) in sorted(entries.items()) if label == _CAPTURE},
@@ -115,6 +120,21 @@ def _defects(song: str) -> dict[str, str]:
         for key in songs[song] or ["song"] if song in songs else []:
             found[key] = f"{found[key]}; {words}" if key in found else words
     return found
+
+
+def _known(song: str, stem_ids: list[str]) -> Iterator[Problem]:
+    """The problems of what is known to be wrong; a whole song that is unusable is one whose stems all are."""
+    for words, songs in _published().items():
+        if song not in songs:
+            continue
+        if words in _UNUSABLE:
+            keys = songs[song] or stem_ids
+            yield from (Problem(code="known_defect", stem_id=key, detail=words) for key in stem_ids if key in keys)
+        elif not songs[song]:
+            yield Problem(code="known_flaw", detail=words)
+        else:
+            keys = [key for key in songs[song] if key in stem_ids]
+            yield from (Problem(code="known_flaw", stem_id=key, detail=words) for key in keys)
 
 
 @cache

@@ -7,7 +7,7 @@ A stem here is a track: ``trackType`` is its label. There is no mixture.
 Subsets: none of its own. The split is the one that MGE-LDM uses: a tenth of the sorted uuids, drawn with seed 42, is
 the test set. It needs all 240 songs; a part of the corpus is split otherwise.
 Defects: tracks of a song differ in length, in 50 songs by more than a trifle; a ``stemName`` may stand twice; tracks
-with bleed stand in ``extra``; labels that the documentation does not know ("hi-hat").
+with bleed are noted; labels that the documentation does not know ("hi-hat").
 """
 
 import math
@@ -63,6 +63,8 @@ class MoisesDB:
             problems.append(Problem(code="metadata", detail=f"{path}/data.json: {error}"))
         missing = [key for key, stem in stems.items() if not has_audio(root, stem.path)]
         problems += [Problem(code="no_audio", detail=f"{key} has metadata only") for key in missing]
+        heard = [key for key in extra.get("has_bleed", ()) if key not in missing]
+        problems += [Problem(code="bleed", stem_id=key, detail="has_bleed is true") for key in heard]
         known = {stem.path for stem in stems.values()} | {f"{path}/data.json"}
         names = list_files(root / path, "", 1, problems, root)
         leftover = [name for name in names if f"{path}/{name}" not in known]

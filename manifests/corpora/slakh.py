@@ -9,7 +9,7 @@ Subsets: the folders; babyslakh has none, all train. The original has tracks of 
 and the second split mend that, and may be had from the folders of the original. The UUID is the checksum of the MIDI
 file, and the name of the work.
 Defects: ``audio_rendered`` and ``audio_dir`` of the metadata are not to be trusted (babyslakh, and Track00616 of the
-redux): a stem exists when its file does. Stems of noise or at a wrong pitch stand in ``extra``.
+redux): a stem exists when its file does. Stems of noise are problems, those at a wrong pitch notes.
 """
 
 import os
@@ -31,6 +31,7 @@ from manifests.errors import CorpusError
 from manifests.songs import SUBSETS, Problem
 
 _OMITTED = "omitted"
+_UNUSABLE = ("white noise", "missing audio")
 
 
 class Slakh2100:
@@ -87,7 +88,11 @@ class Slakh2100:
         if self.resplit == "splits-v2":
             moved = _published()["moved"].items()
             subset = next((name for name, numbers in moved if number in numbers), subset)
-        defects = _published()["defects"].get(number)
+        defects = _published()["defects"].get(number, {})
+        for stem_id, words in defects.items():
+            if stem_id in files:
+                code = "known_defect" if words in _UNUSABLE else "known_flaw"
+                problems.append(Problem(code=code, stem_id=stem_id, detail=words))
         programs = {key: _text(entry.get("midi_program_name")) for key, entry in listed.items()}
         return SongListing(
             song=song,

@@ -141,7 +141,7 @@ def medleydb_song(folder: Path, labels: Sequence[object], **more: object) -> Pat
         f"S{number:02d}": {"component": "", "filename": name, "instrument": label, "raw": {}}
         for number, (name, label) in enumerate(zip(names, labels, strict=True), 1)
     }
-    values = {"artist": "An Artist", "title": "A Title", "genre": "Rock", "has_bleed": "yes", "instrumental": "no"}
+    values = {"artist": "An Artist", "title": "A Title", "genre": "Rock", "has_bleed": "no", "instrumental": "yes"}
     metadata = values | {"excerpt": "no", "composer": ["X"], "version": 1.2, "stems": stems}
     (folder / f"{song}_METADATA.yaml").write_text(yaml.safe_dump(metadata | more))
     return folder

@@ -119,6 +119,11 @@ def test_notes_and_ignored_folders_of_a_layout(tmp_path: Path, caplog: pytest.Lo
     layout = write_layout(tmp_path / "x.yaml", song="{a}-{b}", notes={"a-b": "noisy", "c-d": 7}, ignore=["docs*"])
     songs = listed(str(layout), touch(tmp_path / "root", "a-b/k.wav", "c-d/k.wav", "e-f/k.wav", "docs/k.wav"))
     assert [listing.extra for listing in songs.values()] == [{"notes": "noisy"}, {"notes": "7"}, {}]
+    assert [[(p.code, p.detail) for p in listing.problems if p.code == "known_flaw"] for listing in songs.values()] == [
+        [("known_flaw", "noisy")],
+        [("known_flaw", "7")],
+        [],
+    ]
     assert "do not match" not in caplog.text
 
 

@@ -21,7 +21,7 @@ def test_medleydb_reads_metadata_beside_the_audio_or_in_one_folder(tmp_path: Pat
     ]
     assert [codes(song) for song in songs.values()] == [[]] * 3
     expected = {"artist": "An Artist", "title": "A Title", "genre": "Rock"}
-    assert song.extra == expected | {"has_bleed": True, "instrumental": False, "excerpt": False}
+    assert song.extra == expected | {"has_bleed": False, "instrumental": True, "excerpt": False}
 
 
 def test_a_main_system_is_a_capture_and_no_stem(tmp_path: Path) -> None:
@@ -42,7 +42,9 @@ def test_medleydb_songs_of_musdb18_are_in_its_subset(tmp_path: Path) -> None:
 
 def test_medleydb_flags_are_words_or_what_yaml_makes_of_them(tmp_path: Path) -> None:
     medleydb_song(tmp_path / "A_B", ("piano",), has_bleed=True, instrumental="yes", excerpt=False, artist=["x"])
-    extra = listed("medleydb", tmp_path)["A_B"].extra
+    listing = listed("medleydb", tmp_path)["A_B"]
+    extra = listing.extra
+    assert codes(listing) == [("bleed", None)]
     assert (extra["has_bleed"], extra["instrumental"], extra["excerpt"]) == (True, True, False)
     assert "artist" not in extra
 
@@ -134,13 +136,23 @@ def test_medleydb_takes_the_first_of_two_songs_of_one_name(tmp_path: Path, caplo
     assert "two songs called 'A_B'" in caplog.text
 
 
-def test_known_defects_stand_in_extra(tmp_path: Path) -> None:
+def test_known_defects_are_problems_of_the_stems_and_errata_are_notes(tmp_path: Path) -> None:
     for song in ("Creepoid_OldTree", "Karachacha_Volamos", "Grants_PunchDrunk", "A_B"):
         medleydb_song(tmp_path / song, ("piano", "violin"))
+    medleydb_song(tmp_path / "TheSoSoGlos_Emergency", ["piano"] * 8)
     songs = listed("medleydb", tmp_path)
+    assert {song: codes(listing) for song, listing in songs.items()} == {
+        "A_B": [],
+        "Creepoid_OldTree": [("known_flaw", None)],
+        "Grants_PunchDrunk": [("known_defect", "S01")],
+        "Karachacha_Volamos": [("known_defect", "S01"), ("known_defect", "S02")],
+        "TheSoSoGlos_Emergency": [("known_flaw", "S08")],
+    }
+    assert songs["Grants_PunchDrunk"].problems[0].detail == "not what its label says"
     assert {song: listing.extra.get("defects") for song, listing in songs.items()} == {
         "A_B": None,
         "Creepoid_OldTree": {"S03": "not what its label says", "song": "in the errata of the corpus"},
         "Grants_PunchDrunk": dict.fromkeys(("S01", "S08", "S10"), "not what its label says"),
         "Karachacha_Volamos": {"song": "bleed in every stem"},
+        "TheSoSoGlos_Emergency": {"S08": "a bass, whatever its label says"},
     }

@@ -90,6 +90,7 @@ def test_moisesdb_bleed_and_missing_types(tmp_path: Path) -> None:
     listing = listed("moisesdb", tmp_path)[UUID]
     assert [(stem.stem_id, stem.label) for stem in listing.stems] == [("wind/a", "wind"), ("wind/b", "wind")]
     assert listing.extra == {"song": "A Song", "genre": "pop", "has_bleed": ["wind/a"]}
+    assert codes(listing) == [("bleed", "wind/a")]
 
 
 @pytest.mark.parametrize(

@@ -149,7 +149,9 @@ def test_medleydb_takes_every_stem_of_every_released_song(tmp_path: Path) -> Non
             touch(tmp_path / "Audio" / song / f"{song}_STEMS", *(name for name, _ in songs[song].values()))
     found = listed("medleydb", tmp_path)
     assert len(found) == 196
-    assert not any(listing.problems for listing in found.values())
+    problems = [problem for listing in found.values() for problem in listing.problems]
+    assert {problem.code for problem in problems} == {"known_defect", "known_flaw", "bleed"}
+    assert sum(problem.code == "bleed" for problem in problems) == 28 + 52
     labels = [label for entries in songs.values() for _, label in entries.values()]
     assert (len(labels), labels.count("Main System")) == (1284, 50)
     assert sum(len(listing.stems) for listing in found.values()) == 1284 - 50
@@ -161,6 +163,8 @@ def test_medleydb_takes_every_stem_of_every_released_song(tmp_path: Path) -> Non
     published = [yaml.safe_load(path.read_text()) for path in folder.glob("_mss-datasets/medleydb_overrides.yaml")]
     for song, keys in published[0]["exclude_stems"].items():
         assert all("not what" in found[song].extra["defects"][key] for key in keys), song
+        unusable = {problem.stem_id for problem in found[song].problems if problem.code == "known_defect"}
+        assert unusable == {*keys}, song
     assert all("bleed" in found[song].extra["defects"]["song"] for song in published[0]["exclude_tracks"])
     checked = check("medleydb", tmp_path, seconds=0)
     assert checked.unmapped == {}

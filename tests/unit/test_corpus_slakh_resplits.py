@@ -63,9 +63,16 @@ def test_omitted_folders_are_excluded_in_every_split(tmp_path: Path) -> None:
 
 
 def test_known_defects_of_stems_are_told(tmp_path: Path) -> None:
-    for song in ("train/Track00357", "train/Track00358", "train/Trackless"):
+    for song in ("train/Track00357", "train/Track00358", "train/Track00496", "train/Trackless"):
         slakh_song(tmp_path, song)
+    assert codes(listed("slakh2100", tmp_path)["train/Track00357"]) == [], "the stem is not there"
     touch(tmp_path / "train/Track00357", "stems/S03.flac")
     songs = listed("slakh2100", tmp_path)
     assert songs["train/Track00357"].extra["defects"] == {"S03": "white noise"}
+    assert [(p.code, p.stem_id, p.detail) for p in songs["train/Track00357"].problems][-1] == (
+        "known_defect",
+        "S03",
+        "white noise",
+    )
+    assert codes(songs["train/Track00496"]) == [("known_flaw", "S01")]
     assert ["defects" in songs[f"train/Track{end}"].extra for end in ("00358", "less")] == [False, False]

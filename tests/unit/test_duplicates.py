@@ -124,7 +124,7 @@ def test_a_shared_stem_and_a_shared_mixture_leak_too() -> None:
     assert found(*songs)["a/1"][1] == ("leak", None, "b/1 (test, same mixture)")
 
 
-def test_the_same_work_in_two_subsets_is_a_leak_and_in_one_subset_is_nothing() -> None:
+def test_the_same_work_in_two_subsets_is_a_leak_and_in_one_corpus_and_subset_is_nothing() -> None:
     songs = [
         song("slakh/1", "drums", extra={"works": ["lakh:abc"]}),
         song("slakh/2", "bass", extra={"works": ["lakh:other", "lakh:abc"]}),
@@ -136,6 +136,34 @@ def test_the_same_work_in_two_subsets_is_a_leak_and_in_one_subset_is_nothing() -
         "redux/1": [("leak", None, "slakh/1 (train, same work lakh:abc), slakh/2 (train, same work lakh:abc)")],
         "slakh/1": [("leak", None, "redux/1 (test, same work lakh:abc)")],
         "slakh/2": [("leak", None, "redux/1 (test, same work lakh:abc)")],
+    }
+
+
+def test_the_same_work_of_two_corpora_in_one_subset_is_nearly_a_duplicate() -> None:
+    works = {"works": ["musdb18:a"]}
+    songs = [
+        song("musdb18/a", "drums", extra=works),
+        song("musdb18hq/a", "bass", extra=works),
+        song("musdb18hq/b", "piano", extra={"works": ["musdb18:b"]}),
+        song("medleydb/a", "guitar", subset="test", extra=works),
+    ]
+    assert found(*songs) == {
+        "medleydb/a": [
+            ("leak", None, "musdb18/a (train, same work musdb18:a), musdb18hq/a (train, same work musdb18:a)")
+        ],
+        "musdb18/a": [
+            ("near_duplicate", None, "musdb18hq/a (same work musdb18:a)"),
+            ("leak", None, "medleydb/a (test, same work musdb18:a)"),
+        ],
+        "musdb18hq/a": [
+            ("near_duplicate", None, "musdb18/a (same work musdb18:a)"),
+            ("leak", None, "medleydb/a (test, same work musdb18:a)"),
+        ],
+    }
+    copies = [song("musdb18/a", "drums", extra=works), song("musdb18hq/a", "drums", extra=works)]
+    assert found(*copies) == {
+        "musdb18/a": [("duplicate", None, "musdb18hq/a (same stems)")],
+        "musdb18hq/a": [("duplicate", None, "musdb18/a (same stems)")],
     }
 
 

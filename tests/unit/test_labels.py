@@ -46,6 +46,8 @@ OTHERS = {
     "PAD + BASS": "bass",
     "Harmonica": "harmonica",
     "Bassoon": "bassoon",
+    "OH L": "cymbals",
+    "Piano OH": "piano",
 }
 
 
@@ -60,6 +62,26 @@ def test_labels_of_real_corpora_are_known(label: str, instrument: str) -> None:
 @pytest.mark.parametrize("label", ["other", "Others", "MIX", "Main System", "misc"])
 def test_names_that_say_nothing_are_aggregates(label: str) -> None:
     assert lookup(label).aggregate
+
+
+@pytest.mark.parametrize(
+    ("label", "instrument"),
+    [
+        ("other", "other"),
+        ("mixed", "other"),
+        ("Mixed", "other"),
+        ("Main System", "mixture"),
+        ("main mics", "mixture"),
+        ("audio_ORTF_L", "mixture"),
+        ("HallMics", "room"),
+        ("StereoReverb_STM", "room"),
+        ("STM", "room"),
+    ],
+)
+def test_aggregates_are_in_the_vocabulary(label: str, instrument: str) -> None:
+    found = lookup(label)
+    assert (found.instrument, found.family) == (instrument, "mixed")
+    assert found.aggregate
 
 
 def test_an_unknown_label_keeps_its_words() -> None:

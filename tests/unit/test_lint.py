@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -177,10 +178,31 @@ def test_files_are_looked_for_when_asked(tmp_path: Path) -> None:
     (tmp_path / "far.wav").write_bytes(b"1234")
     (root / "bass.wav").symlink_to(tmp_path / "far.wav")
     assert codes(song) == [("path", "'bass.wav'")]
-    assert codes(replace(song, root="s3://bucket/corpus")) == [("not_checked", "s3://bucket/corpus")]
+    (root / "bass.wav").unlink()
+    (root / "bass.wav").mkdir()
+    assert codes(song) == [("file_missing", f"{root}/bass.wav")]
+    ((code, detail),) = codes(replace(song, root="nosuch://bucket/corpus"))
+    assert code == "not_checked"
+    assert "nosuch" in detail
+
+
+def test_files_of_a_remote_root_are_looked_for_too(tmp_path: Path) -> None:
+    path, url = tmp_path / "songs.parquet", "memory://lint/corpus"
+    stems = tuple(replace(stem, size=4) for stem in SONG.stems)
+    write_songs(path, [replace(SONG, root=url, stems=stems)])
+    system = fsspec.filesystem("memory")
+    for name in ("drums.wav", "bass.wav", "mix.wav", "mixture.wav"):
+        system.pipe_file(f"/lint/corpus/{name}", b"1234")
+    assert list(lint_songs(path, audio=True)) == []
+    system.pipe_file("/lint/corpus/bass.wav", b"12345")
+    system.rm("/lint/corpus/drums.wav")
+    assert {(found.code, found.detail) for found in lint_songs(path, audio=True)} == {
+        ("file_missing", f"{url}/drums.wav"),
+        ("file_size", f"{url}/bass.wav: 5 bytes, 4 when it was measured"),
+    }
 
 
 def test_every_code_says_what_it_means_and_is_tested() -> None:
     assert all(text and text[0].islower() for text in CODES.values())
-    elsewhere = {"version", "schema", "value_missing", "order", "file_missing", "not_checked"}
+    elsewhere = {"stale", "version", "schema", "value_missing", "order", "file_missing", "not_checked"}
     assert {code for code, _, _ in DAMAGE.values()} | elsewhere == set(CODES)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from manifests.duplicates import judged_together
 from manifests.errors import ConfigError, ManifestError
 from manifests.lint import lint_songs
 from manifests.queries import COLUMNS, filter_songs, opened
@@ -16,7 +17,7 @@ from manifests.songs import SONGS_SCHEMA, Problem, Song, read_songs, songs_metad
 from tests.support.songs import made_song, made_stem
 
 SONGS = [
-    made_song("medleydb/1", [made_stem("drums"), made_stem("bass")], [Problem(code="leak", detail="x")]),
+    made_song("medleydb/1", [made_stem("drums"), made_stem("bass")], [Problem(code="narrow_band", detail="x")]),
     made_song("moisesdb/1", [made_stem("drums"), made_stem("piano")], subset="test"),
     made_song("moisesdb/2", [made_stem("guitar"), made_stem("bass", seconds=90)]),
     made_song("moisesdb/it's", [made_stem("drums")], [Problem(code="single_stem")]),
@@ -46,8 +47,8 @@ def kept(manifest: Path, where: str) -> list[str]:
     [
         ("corpus == 'moisesdb' and 'drums' in instruments", ["moisesdb/1", "moisesdb/it's"]),
         ("corpus = 'medleydb' OR subset IN ('test')", ["medleydb/1", "moisesdb/1"]),
-        ("has_problem('leak')", ["medleydb/1"]),
-        ("not HAS_PROBLEM ( 'leak' ) and usable", ["moisesdb/1", "moisesdb/2"]),
+        ("has_problem('narrow_band')", ["medleydb/1"]),
+        ("not HAS_PROBLEM ( 'narrow_band' ) and usable", ["moisesdb/1", "moisesdb/2"]),
         ("duration_s > 60", ["moisesdb/2"]),
         ("hours > 60 / 3600.0", ["moisesdb/2"]),
         ("stem_count == 1", ["moisesdb/it's"]),
@@ -72,6 +73,38 @@ def test_metadata_schema_and_row_groups_stay(manifest: Path, tmp_path: Path) -> 
     assert pq.read_schema(tmp_path / "none.parquet").equals(SONGS_SCHEMA)
 
 
+def test_what_was_like_songs_that_are_gone_is_judged_anew(tmp_path: Path) -> None:
+    note = Problem(code="clipped", stem_id="drums", detail="x")
+    songs = judged_together(
+        [
+            made_song("a/1", [made_stem("drums"), made_stem("bass")], [note]),
+            made_song("a/2", [made_stem("drums"), made_stem("bass")]),
+            made_song("b/1", [made_stem("bass"), made_stem("drums")], subset="test"),
+            made_song("b/2", [made_stem("piano"), made_stem("organ")], subset="test"),
+        ]
+    )
+    assert [problem.code for problem in songs[0].problems] == ["clipped", "duplicate", "leak"]
+    write_songs(tmp_path / "songs.parquet", songs)
+    for where, chosen in {
+        "subset == 'train'": songs[:2],
+        "song_id != 'a/2'": [songs[0], *songs[2:]],
+        "song_id in ('a/1', 'b/2')": [songs[0], songs[3]],
+        "true": songs,
+    }.items():
+        filter_songs(tmp_path / "songs.parquet", where, tmp_path / "small.parquet")
+        assert read_songs(tmp_path / "small.parquet") == judged_together(chosen)
+        assert list(lint_songs(tmp_path / "small.parquet")) == []
+    write_songs(tmp_path / "stale.parquet", [songs[0], songs[3]])
+    assert [(finding.code, finding.song_id) for finding in lint_songs(tmp_path / "stale.parquet")] == [("stale", "a/1")]
+
+
+def test_a_problem_that_there_is_not_is_refused(manifest: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--where: there is no problem 'typo'; known: metadata, .*narrow_band"):
+        filter_songs(manifest, "usable and not has_problem( 'typo' )", manifest.parent / "wrong.parquet")
+    assert kept(manifest, "has_problem('narrow' || '_band')") == ["medleydb/1"]
+    assert kept(manifest, "has_problem('leak')") == []
+
+
 def test_a_manifest_may_be_filtered_into_itself(tmp_path: Path) -> None:
     write_songs(tmp_path / "songs.parquet", SONGS)
     filter_songs(tmp_path / "songs.parquet", "subset == 'test'", tmp_path / "songs.parquet")
@@ -90,6 +123,10 @@ def test_a_manifest_may_be_filtered_into_itself(tmp_path: Path) -> None:
         ("true); drop view songs; select (true", "several statements"),
         ("exists(select * from read_text('/etc/passwd'))", "/etc/passwd"),
         ("corpus == 'mois", "unterminated"),
+        ("1) or (1=1", "syntax error"),
+        ("hours > 9) or (true", "syntax error"),
+        ("true, false", "columns"),
+        ("true as yes", "syntax error"),
     ],
 )
 def test_a_wrong_expression_is_one_line_that_lists_the_columns(manifest: Path, where: str, words: str) -> None:
@@ -146,7 +183,9 @@ def test_any_text_can_be_asked_for_in_quotes(tmp_path: Path, text: str) -> None:
     quoted = "'" + text.replace("'", "''") + "'"
     out = tmp_path / "out.parquet"
     assert filter_songs(tmp_path / "songs.parquet", f"subset == {quoted}", out).songs == 1
-    assert filter_songs(tmp_path / "songs.parquet", f"subset != {quoted} or has_problem({quoted})", out).songs == 0
+    assert (
+        filter_songs(tmp_path / "songs.parquet", f"subset != {quoted} or has_problem('' || {quoted})", out).songs == 0
+    )
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

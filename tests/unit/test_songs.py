@@ -156,10 +156,13 @@ def test_every_problem_has_an_effect_and_says_what_it_means() -> None:
 
 def test_notes_and_properties_of_a_recording_are_no_failures() -> None:
     assert {code for code in PROBLEMS if not is_failure(code)} == {
+        "bleed",
         "clipped",
         "dc_offset",
         "duplicate",
         "excluded",
+        "known_defect",
+        "known_flaw",
         "leak",
         "misaligned",
         "mixture_only",
