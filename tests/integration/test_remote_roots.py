@@ -57,8 +57,8 @@ def test_the_manifest_is_that_of_the_folder(
     slakh: Path, slakh_url: str, folders: tuple[Path, Path], folders_url: str, tmp_path: Path
 ) -> None:
     for name, root, url in (("slakh2100", slakh, slakh_url), (str(folders[0]), folders[1], folders_url)):
-        far = scanned(name, url, tmp_path / "far.parquet")
-        near = scanned(name, root, tmp_path / "near.parquet")
+        far = scanned(name, url, tmp_path / f"{root.name}-far.parquet")
+        near = scanned(name, root, tmp_path / f"{root.name}-near.parquet")
         assert comparable(far) == comparable(near)
         assert {song.root for song in far.values()} == {url}
         for song, other in zip(far.values(), near.values(), strict=True):
