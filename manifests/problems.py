@@ -40,7 +40,7 @@ PROBLEMS: dict[str, tuple[Effect, str]] = {
     "dc_offset": (Effect.NOTE, "the mean of the samples is far from 0"),
     "narrow_band": (Effect.NOTE, "nothing in the upper frequencies: upsampled or lossily coded"),
     "sum_differs": (Effect.NOTE, "the stems do not sum to the mixture, though this corpus says that they do"),
-    "misaligned": (Effect.NOTE, "the mixture is shifted against the sum of the stems"),
+    "misaligned": (Effect.NOTE, "the mixture is shifted against the sum of the stems, or its polarity is inverted"),
     "repeated_stem": (Effect.NOTE, "two stems of the song hold the same audio"),
     "duplicate": (Effect.NOTE, "another song holds the same audio"),
     "near_duplicate": (
@@ -48,7 +48,7 @@ PROBLEMS: dict[str, tuple[Effect, str]] = {
         "another song sounds almost the same, or another corpus has the same work in this subset",
     ),
     "leak": (Effect.NOTE, "the same audio or the same work stands in another subset too"),
-    "unequal_length": (Effect.NOTE, "stems differ in length; shorter ones are padded"),
+    "unequal_length": (Effect.NOTE, "stems, or the mixture, differ in length; what is shorter is padded"),
     "mixture_unreadable": (Effect.NOTE, "the mixture file cannot be used; the mix is the sum of the stems"),
     "known_flaw": (
         Effect.NOTE,

@@ -18,6 +18,7 @@ SEARCH_S = 10.0
 
 _SOUNDING = 1e-6
 _LEAST = 1e-12
+_NOTHING_DB = -1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +26,13 @@ class SumMatch:
     """How the sum of the stems becomes most like the mixture."""
 
     gain_db: float | None
-    """Gain on the sum; None where they have nothing in common."""
-    lag_s: float
-    """By how much the mixture comes later than the sum."""
+    """Gain on the sum; None where they have next to nothing in common."""
+    lag_s: float | None
+    """By how much the mixture comes later than the sum; None as above."""
     residual_db: float
     """Energy of the mixture minus the sum at that gain and lag, over that of the mixture; at least -120."""
+    inverted: bool = False
+    """Whether the sum had to be turned upside down."""
 
 
 class SumComparison:
@@ -75,12 +78,14 @@ class SumComparison:
         stems, mixture = self._energies
         if not stems or not mixture:
             return None
-        if product <= 0:
-            return SumMatch(gain_db=None, lag_s=0.0, residual_db=0.0)
+        residual_db = 10 * math.log10(max(_LEAST, 1 - product**2 / (stems * mixture)))
+        if residual_db > _NOTHING_DB:
+            return SumMatch(gain_db=None, lag_s=None, residual_db=residual_db)
         return SumMatch(
-            gain_db=20 * math.log10(product / stems),
+            gain_db=20 * math.log10(abs(product) / stems),
             lag_s=lag / self._rate,
-            residual_db=10 * math.log10(max(_LEAST, 1 - product**2 / (stems * mixture))),
+            residual_db=residual_db,
+            inverted=product < 0,
         )
 
     def _compare(self, begin: int) -> None:
@@ -101,9 +106,10 @@ class SumComparison:
     def _found_lag(self) -> int:
         if self._lag is None:
             products = scipy.fft.irfft(self._spectrum, self._size)[: 2 * self._most + 1]
-            best = int(np.argmax(products))
+            # The mixture may be the sum upside down.
+            best = int(np.argmax(np.abs(products)))
             # A tone that does not move is as good at one lag as at another.
-            if products[best] <= products[self._most] * (1 + 1e-5):
+            if abs(products[best]) <= abs(products[self._most]) * (1 + 1e-5):
                 best = self._most
             self._lag, self._lagged_product = best - self._most, float(products[best])
         return self._lag

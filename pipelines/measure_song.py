@@ -68,6 +68,9 @@ def measure_song(unit: SongUnit, activity: ActivityConfig, notes: NoteConfig) ->
     stems = tuple(found.get(stem.stem_id, stem) for stem in song.stems)
     _report_repeated(stems, problems, report)
     mixture_audio = _finished_mixture(mixture, activity, notes, report) if mixture else None
+    if mixture_audio and not mixture_audio.active().any() and any(stem.active().any() for stem in stems):
+        report("mixture_unreadable", None, f"{song.mixture} is silent, though stems sound")
+        mixture_audio = None
     song = replace(
         song,
         mixture=song.mixture if mixture_audio else None,
@@ -270,7 +273,9 @@ def _report_match(match: SumMatch, limit: float | None, notes: NoteConfig, repor
         report(
             "sum_differs", None, f"{match.residual_db:.1f} dB of the mixture are left, {limit:g} dB at most expected"
         )
-    if match.residual_db < notes.match_db and abs(match.lag_s) > notes.lag_s:
+    if match.inverted and match.residual_db < notes.match_db:
+        report("misaligned", None, "the mixture is the sum of the stems with its polarity inverted")
+    if match.lag_s is not None and match.residual_db < notes.match_db and abs(match.lag_s) > notes.lag_s:
         report("misaligned", None, f"the mixture comes {match.lag_s * 1000:.1f} ms after the sum of the stems")
 
 
@@ -282,6 +287,11 @@ def _with_length(song: Song, report: Report) -> Song:
     shortest = min((seconds for seconds, _ in readable), default=0.0)
     if duration - shortest > _TOLERANCE_S:
         report("unequal_length", None, f"{shortest:.2f} to {duration:.2f} s")
+    mixture = song.mixture_audio
+    if song.stems and duration and mixture and mixture.frames and mixture.sample_rate:
+        seconds = mixture.frames / mixture.sample_rate
+        if abs(seconds - duration) > _TOLERANCE_S:
+            report("unequal_length", None, f"the mixture has {seconds:.2f} s, the longest stem {duration:.2f} s")
     rate = max((stem.sample_rate or 0 for _, stem in readable), default=None)
     return replace(song, sample_rate=rate, frames=round(duration * rate) if rate else None, duration_s=duration)
 

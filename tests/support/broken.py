@@ -229,8 +229,11 @@ SONGS: list[Kind] = [
     mixture("a pipe as mixture", by.pipe),
     mixture("a folder as mixture", by.folder),
     mixture("a mixture out of the root", by.link("OUTSIDE/secret.wav")),
-    mixture("a mixture with a NaN", samples(with_value(np.nan)), None),
-    mixture("a mixture of another rate and length", samples(lambda wave: np.tile(wave, 5), rate=44_100), None),
+    mixture("a mixture with a NaN", samples(with_value(np.nan))),
+    mixture("a silent mixture", samples(np.zeros_like)),
+    mixture(
+        "a mixture of another rate and length", samples(lambda wave: np.tile(wave, 5), rate=44_100), "unequal_length"
+    ),
     # YAML beside the audio.
     *(
         slakh(f"YAML of {what}", on("metadata"), 0, text(content))

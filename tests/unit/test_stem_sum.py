@@ -79,11 +79,18 @@ def test_signals_that_have_nothing_in_common_leave_everything() -> None:
     match = compared(noise(1, 12), noise(2, 12), [50_000])
     assert match is not None
     assert match.residual_db > -0.1
-    inverted = compared(noise(1, 12), -noise(1, 12), [50_000])
-    assert inverted is not None
-    assert inverted.residual_db > -0.1
+    assert (match.gain_db, match.lag_s) == (None, None)
     assert compared(noise(1, 1), np.zeros(RATE, np.float32), [500]) is None
     assert compared(np.zeros(0, np.float32), np.zeros(0, np.float32), [500]) is None
+
+
+def test_a_mixture_upside_down_is_told_from_a_delay() -> None:
+    match = compared(noise(1, 12), -0.5 * shifted(noise(1, 12), 40), [50_000])
+    assert match is not None
+    assert match.inverted
+    assert match.lag_s == 40 / RATE
+    assert match.gain_db == pytest.approx(20 * np.log10(0.5), abs=1e-2)
+    assert match.residual_db < -30
 
 
 def test_a_silent_beginning_does_not_decide_the_lag() -> None:
