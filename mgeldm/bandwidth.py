@@ -9,8 +9,11 @@ from mgeldm import kernels
 from mgeldm.audio import Wave
 
 WINDOW = 4096
-HOP_S = 10.0
-"""One window is looked at in this many seconds, where it sounds: the mean of some tells as much as that of all."""
+FIRST = 10
+"""So many windows are a second apart, so that those of a short recording are some, too."""
+FIRST_HOP_S, HOP_S = 1.0, 10.0
+"""Seconds from one of the first windows to the next, and from any later one, where it sounds: the mean of some tells as
+much as that of all."""
 TRACE = 1e-6
 """Share of the energy that may lie above the bandwidth."""
 
@@ -29,7 +32,8 @@ class Spectrum:
     """Mean power spectrum of windows spread over a signal, taken while it passes."""
 
     def __init__(self, rate: int) -> None:
-        self._hop = round(HOP_S * rate)
+        # Windows never overlap, at whatever rate.
+        self._first_hop, self._hop = (max(WINDOW, round(seconds * rate)) for seconds in (FIRST_HOP_S, HOP_S))
         self._shape = get_window("blackmanharris", WINDOW)
         self._window = np.zeros(WINDOW, np.float32)
         self._filled = self._position = self._begin = self._count = 0
@@ -47,7 +51,7 @@ class Spectrum:
             self._filled += len(piece)
             if self._filled == WINDOW:
                 self._finish_window()
-                self._begin += self._hop
+                self._begin += self._first_hop if self._count < FIRST else self._hop
         self._position += len(signal)
 
     def power(self) -> npt.NDArray[np.float64]:

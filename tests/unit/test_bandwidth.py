@@ -3,9 +3,10 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from scipy.signal import get_window
 
 from mgeldm import audio
-from mgeldm.bandwidth import Spectrum, bandwidth
+from mgeldm.bandwidth import WINDOW, Spectrum, bandwidth
 
 RATE = 44_100
 SECONDS = 12
@@ -84,6 +85,37 @@ def test_silence_has_no_bandwidth_and_short_sounds_do() -> None:
     wave[:, 5 * RATE : 5 * RATE + 2000] = pink()[:, :2000]
     assert heard(wave)[0] is not None
     assert heard(pink()[:, :500])[0] is not None
+
+
+def test_a_short_song_is_judged_by_more_than_its_first_second() -> None:
+    wave = pink(slope=0.0, seconds=5)
+    wave[:, :RATE] = audio.resample(pink(8_000, seconds=1), 8_000, RATE)
+    found, cut = heard(wave)
+    assert not cut
+    assert found == pytest.approx(RATE / 2, rel=0.01)
+
+
+def test_windows_are_a_second_apart_and_then_ten() -> None:
+    heard_seconds = [*range(10), 19, 29, 39]
+    # Each second has a power of its own, so that the mean tells which were looked at.
+    levels = np.sqrt(1 + np.arange(40.0) ** 2).astype(np.float32)
+    wave = np.tile(pink(slope=0.0, seconds=1)[0], 40) * np.repeat(0.02 * levels, RATE)
+    found, one = Spectrum(RATE), Spectrum(RATE)
+    found.add(wave)
+    one.add(wave[:RATE])
+    assert found.power() == pytest.approx(one.power() * np.square(levels[heard_seconds]).mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize("size", [1_000, 4_097, 100_000])
+def test_windows_do_not_overlap_at_a_low_rate(size: int) -> None:
+    wave = pink(2_000, seconds=12)[0]
+    found = Spectrum(2_000)
+    for begin in range(0, len(wave), size):
+        found.add(wave[begin : begin + size])
+    shape = get_window("blackmanharris", WINDOW)
+    windows = [wave[begin : begin + WINDOW] for begin in range(0, len(wave) - WINDOW, WINDOW)]
+    expected = np.mean([np.abs(np.fft.rfft(window * shape)) ** 2 for window in windows], axis=0)
+    assert found.power() == pytest.approx(expected, rel=1e-3)
 
 
 def test_blocks_do_not_matter() -> None:
