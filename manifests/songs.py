@@ -113,7 +113,8 @@ class Song:
     sum_lag_s: float | None = None
     """By how much the mixture comes later than the sum of the stems."""
     sum_residual_db: float | None = None
-    """Energy of the mixture minus the sum at that gain and lag, over that of the mixture."""
+    """Energy of the mixture minus the sum at that gain and lag, over that of the mixture; of left and right, where the
+    mixture and some stem have two channels, else of the mean of all channels."""
     sketch: bytes = b""
     """Course of the mixture (or else of the sum of the stems), two bytes each 100 ms: see `manifests.sketches`."""
     stems: tuple[Stem, ...] = ()

@@ -80,7 +80,8 @@ class Meter:
         self._spectrum = Spectrum(rate)
         self._fingerprint = Fingerprint(rate, channels)
         self._peak = 0.0
-        self._finite = True
+        self.finite = True
+        """Whether there was neither NaN nor infinity so far."""
         self._clip_values = np.full(2, NEAR_FULL_SCALE, np.float32)
         self._clip_counts = np.zeros(2, np.int64)
         self._clip_runs = np.zeros((2, channels), np.int64)
@@ -89,7 +90,7 @@ class Meter:
         """The next samples, interleaved ``[frames, channels]``. Returns the mean of their channels ``[frames]``."""
         largest, negative_zeros = kernels.survey(block.reshape(-1).view(np.int32))
         if largest >= _NOT_FINITE:
-            self._finite = False
+            self.finite = False
             block = np.nan_to_num(block, nan=0.0, posinf=0.0, neginf=0.0)
             largest, negative_zeros = kernels.survey(block.reshape(-1).view(np.int32))
         if negative_zeros:
@@ -109,7 +110,7 @@ class Meter:
     def result(self, path: audio.AudioFile, config: ActivityConfig, problem: AudioError | None = None) -> Measurement:
         """What was measured so far; ``path`` is for messages, ``problem`` is why there is no more."""
         frames = self.levels.samples
-        if not self._finite:
+        if not self.finite:
             problem = AudioError(f"{path}: samples are NaN or infinite", "not_finite")
         elif frames == 0 and problem is None:
             problem = AudioError(f"{path}: the file holds no samples", "empty")

@@ -101,6 +101,7 @@ class _Track:
     path: Path | Blob | None
     meter: Meter | None = None
     """None until the file could be opened."""
+    channels: int = 0
     error: AudioError | None = None
 
     def finished(self, activity: ActivityConfig, notes: NoteConfig, report: Report) -> Stem:
@@ -145,28 +146,48 @@ def _decode(tracks: Sequence[_Track], mixture: _Track | None, summed: bool) -> t
     has_mixture = mixture is not None and mixture.meter is not None
     rate = opened[len(tracks)] if has_mixture else max(opened.values(), default=0)
     summed = summed and has_mixture and 0 < len(tracks) < len(opened)
-    comparison = SumComparison(rate) if summed else None
+    sided = _sided(everything) if summed else []
+    comparison = SumComparison(rate, 2 if sided else 1) if summed else None
     # Without a mixture the sum of the stems is what is sketched.
     levels = Levels(rate, 1) if opened and not has_mixture else None
     numbers = sorted(opened) if comparison or levels else []
-    steps = LockStep([opened[number] for number in numbers], rate)
+    steps = LockStep([opened[number] for number in [*numbers, *sided]], rate)
     place = {number: index for index, number in enumerate(numbers)}
+    side_place = {number: index for index, number in enumerate(sided, start=len(numbers))}
     while sources:
         source = min(sources, key=lambda source: source.seconds)
-        if not _advance(source, steps, place):
+        if not _advance(source, steps, place, side_place):
             sources.remove(source)
         if place and (pieces := steps.take()) and len(pieces[0]):
-            stems = pieces[0].copy()
-            for piece in pieces[1 : len(tracks)]:
-                stems += piece
+            means, sides = pieces[: len(numbers)], pieces[len(numbers) :]
             if comparison:
-                comparison.add(stems, pieces[-1])
+                # The mixture comes last.
+                parts = [means, sides] if sides else [means]
+                comparison.add([_sum(part[:-1]) for part in parts], [part[-1] for part in parts])
             elif levels:
-                levels.add(stems[:, None])
+                levels.add(_sum(means)[:, None])
     if has_mixture and mixture and mixture.meter:
         levels = mixture.meter.levels
     match = comparison.result() if comparison else None
     return match, pack(levels.rms_dbfs(), levels.weighted_dbfs()) if levels else b""
+
+
+def _sided(tracks: Sequence[_Track]) -> list[int]:
+    """Numbers of the tracks, the mixture last, whose left and right are to be told apart.
+
+    Those of two channels where the mixture and some stem are such, for a mono stem stands in both channels alike. None
+    where there are more channels, of which nobody knows which is which.
+    """
+    sided = [number for number, track in enumerate(tracks) if track.channels == 2]
+    surround = any(track.channels > 2 for track in tracks)
+    return sided if len(sided) > 1 and sided[-1] == len(tracks) - 1 and not surround else []
+
+
+def _sum(signals: Sequence[audio.Wave]) -> audio.Wave:
+    total = signals[0].copy()
+    for signal in signals[1:]:
+        total += signal
+    return total
 
 
 def _opened(tracks: Sequence[_Track]) -> list[_Source]:
@@ -183,7 +204,8 @@ def _opened(tracks: Sequence[_Track]) -> list[_Source]:
         except AudioError as error:
             track.error = error
             continue
-        track.meter = Meter(info.sample_rate, info.channels if stem.channel is None else 1)
+        track.channels = info.channels if stem.channel is None else 1
+        track.meter = Meter(info.sample_rate, track.channels)
         key = (track.path, stem.stream)
         if key not in sources:
             sources[key] = _Source(track.path, info.sample_rate, audio.interleaved(track.path, stem.stream))
@@ -191,8 +213,8 @@ def _opened(tracks: Sequence[_Track]) -> list[_Source]:
     return list(sources.values())
 
 
-def _advance(source: _Source, steps: LockStep, place: dict[int, int]) -> bool:
-    """Measure the next block of a file; False at its end."""
+def _advance(source: _Source, steps: LockStep, place: dict[int, int], side_place: dict[int, int]) -> bool:
+    """Measure the next block of a file, and put means and sides in their places; False at its end."""
     error: AudioError | None = None
     try:
         block = next(source.blocks, None)
@@ -207,6 +229,13 @@ def _advance(source: _Source, steps: LockStep, place: dict[int, int]) -> bool:
             signal = track.meter.add(block if channel is None else audio.one_channel(block, channel, source.path))
         if number in place:
             steps.add(place[number], signal, last=block is None)
+        if number in side_place:
+            if block is None or not (track.meter and track.meter.finite):
+                # Nobody looks at the sum when samples are not finite.
+                side = np.zeros_like(signal)
+            else:
+                side = signal - block[:, 1]
+            steps.add(side_place[number], side, last=block is None)
     if block is not None:
         source.seconds += len(block) / source.rate
     return block is not None

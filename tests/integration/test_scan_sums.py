@@ -114,6 +114,85 @@ def test_a_mixture_with_more_in_it_differs_where_the_corpus_promises_a_sum(
     assert len(readers) == 4
 
 
+def test_a_mixture_with_left_and_right_exchanged_differs(tmp_path: Path, stems: dict[str, audio.Wave], song) -> None:  # type: ignore[no-untyped-def]
+    root = tmp_path / "root"
+    stems["piano"][1] = 0
+    write_sound(root / "piano.wav", stems["piano"], RATE, "FLOAT")
+    write_mixture(root, sum(stems.values()))
+    assert codes(song()) == []
+    write_mixture(root, sum(stems.values())[::-1])
+    row = song()
+    assert codes(row) == [("sum_differs", None)]
+    a, b = sum(stems.values()).astype(np.float64), sum(stems.values())[::-1].astype(np.float64)
+    gain = (a * b).sum() / np.square(a).sum()
+    expected = 10 * np.log10(np.square(b - gain * a).sum() / np.square(b).sum())
+    assert row.sum_residual_db == pytest.approx(expected, abs=0.01)
+
+
+def test_a_stem_of_opposite_channels_is_missed_in_the_mixture(
+    tmp_path: Path, stems: dict[str, audio.Wave], song
+) -> None:  # type: ignore[no-untyped-def]
+    root = tmp_path / "root"
+    rest = stems["drums"] + stems["bass"]
+    stems["piano"][1] = -stems["piano"][0]
+    write_sound(root / "piano.wav", stems["piano"], RATE, "FLOAT")
+    write_mixture(root, rest)
+    assert codes(song()) == [("sum_differs", None)]
+    # One where it is, and at another rate.
+    mixture = audio.resample(rest + stems["piano"], RATE, 44_100)
+    write_mixture(root, mixture, 44_100)
+    row = song()
+    assert ("sum_differs", None) not in codes(row)
+    assert row.sum_residual_db < -40
+
+
+def test_a_mono_stem_stands_in_both_channels(tmp_path: Path, stems: dict[str, audio.Wave], song) -> None:  # type: ignore[no-untyped-def]
+    root = tmp_path / "root"
+    write_sound(root / "bass.wav", stems["bass"][:1], RATE, "FLOAT")
+    rest = stems["drums"] + stems["piano"]
+    write_mixture(root, rest + stems["bass"][:1])
+    row = song()
+    assert (codes(row), row.sum_residual_db < -100) == ([], True)
+    left_only = rest.copy()
+    left_only[0] += 2 * stems["bass"][0]
+    write_mixture(root, left_only)
+    assert codes(song()) == [("sum_differs", None)]
+
+
+def test_with_a_mono_mixture_means_are_compared(tmp_path: Path, stems: dict[str, audio.Wave], song) -> None:  # type: ignore[no-untyped-def]
+    write_mixture(tmp_path / "root", sum(stems.values()).mean(axis=0, keepdims=True))
+    row = song()
+    assert (codes(row), row.sum_residual_db < -100) == ([], True)
+
+
+def test_with_a_stem_of_three_channels_means_are_compared(tmp_path: Path, stems: dict[str, audio.Wave], song) -> None:  # type: ignore[no-untyped-def]
+    piano = np.concatenate([stems["piano"], stems["piano"].mean(axis=0, keepdims=True)])
+    write_sound(tmp_path / "root" / "piano.wav", piano, RATE, "FLOAT")
+    write_mixture(tmp_path / "root", sum(stems.values()))
+    row = song()
+    assert (codes(row), row.sum_residual_db < -100) == ([], True)
+
+
+def test_a_mixture_upside_down_is_told(tmp_path: Path, stems: dict[str, audio.Wave], song) -> None:  # type: ignore[no-untyped-def]
+    write_mixture(tmp_path / "root", -0.5 * sum(stems.values()))
+    row = song()
+    assert codes(row) == [("misaligned", None)]
+    assert "polarity inverted" in row.problems[0].detail
+    assert (row.sum_gain_db, row.sum_lag_s) == (pytest.approx(-6.0206, abs=1e-4), 0.0)
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_a_stereo_stem_that_is_not_finite_leaves_the_sum_unjudged(
+    tmp_path: Path, stems: dict[str, audio.Wave], song
+) -> None:  # type: ignore[no-untyped-def]
+    write_mixture(tmp_path / "root", sum(stems.values()))
+    stems["bass"][1, 100:102] = np.inf, -np.inf
+    write_sound(tmp_path / "root" / "bass.wav", stems["bass"], RATE, "FLOAT")
+    row = song()
+    assert codes(row) == [("not_finite", "bass")]
+    assert row.sum_residual_db is None
+
+
 def test_a_broken_stem_leaves_the_sum_unjudged(tmp_path: Path, stems: dict[str, audio.Wave], song) -> None:  # type: ignore[no-untyped-def]
     write_mixture(tmp_path / "root", sum(stems.values()))
     path = tmp_path / "root" / "bass.wav"

@@ -21,12 +21,19 @@ def shifted(wave: audio.Wave, lag: int) -> audio.Wave:
     return moved
 
 
+def mean_and_side(wave: audio.Wave) -> audio.Wave:
+    """``[2, n]``, left and right, as what is compared."""
+    return (np.stack([wave[0] + wave[1], wave[0] - wave[1]]) / 2).astype(np.float32)
+
+
 def compared(stems: audio.Wave, mixture: audio.Wave, sizes: list[int]) -> SumMatch | None:
-    comparison = SumComparison(RATE)
+    """``stems`` and ``mixture`` are ``[n]``, or mean and side ``[2, n]``."""
+    stems, mixture = np.atleast_2d(stems, mixture)
+    comparison = SumComparison(RATE, len(stems))
     begin = 0
-    while begin < len(stems):
+    while begin < stems.shape[1]:
         size = sizes[begin % len(sizes)]
-        comparison.add(stems[begin : begin + size], mixture[begin : begin + size])
+        comparison.add(list(stems[:, begin : begin + size]), list(mixture[:, begin : begin + size]))
         begin += size
     return comparison.result()
 
@@ -64,6 +71,41 @@ def test_the_residual_is_that_of_the_whole_signals(lag: int, noise_db: float) ->
     assert match.lag_s == lag / RATE
     assert match.gain_db == pytest.approx(20 * np.log10(gain), abs=1e-4)
     assert match.residual_db == pytest.approx(10 * np.log10(left @ left / (b @ b)), abs=1e-3)
+
+
+@pytest.mark.parametrize("seconds", [3, 25])
+@pytest.mark.parametrize("lag", [0, 37, -250])
+def test_the_residual_is_that_of_left_and_right(lag: int, seconds: int) -> None:
+    left, right = np.pad(noise(1, seconds), 400), np.pad(noise(2, seconds), 400)
+    # The right one is too quiet, and something else is in it.
+    mixed = np.stack([shifted(left, lag), 0.6 * shifted(right, lag) + 0.3 * noise(3, len(right) / RATE)])
+    match = compared(mean_and_side(np.stack([left, right])), mean_and_side(mixed), [30_001, 7])
+    a = np.concatenate([shifted(left, lag), shifted(right, lag)]).astype(np.float64)
+    b = mixed.reshape(-1).astype(np.float64)
+    gain = a @ b / (a @ a)
+    rest = b - gain * a
+    assert match is not None
+    assert match.lag_s == lag / RATE
+    assert match.gain_db == pytest.approx(20 * np.log10(gain), abs=1e-4)
+    assert match.residual_db == pytest.approx(10 * np.log10(rest @ rest / (b @ b)), abs=1e-3)
+
+
+def test_left_and_right_exchanged_leave_what_stands_in_one_of_them() -> None:
+    left, right, both = noise(1, 12), noise(2, 12), noise(3, 12)
+    stems = np.stack([left + both, right + both])
+    match = compared(mean_and_side(stems), mean_and_side(stems[::-1]), [50_000])
+    # Left and right have half of their energy in common: gain 1/2, which leaves three quarters.
+    assert match is not None
+    assert match.gain_db == pytest.approx(20 * np.log10(0.5), abs=0.1)
+    assert match.residual_db == pytest.approx(10 * np.log10(0.75), abs=0.05)
+
+
+def test_signals_that_stand_in_the_side_alone_are_compared() -> None:
+    stems = mean_and_side(np.stack([noise(1, 12), -noise(1, 12)]))
+    match = compared(stems, 0.5 * stems, [50_000])
+    assert match is not None
+    assert (match.gain_db, match.lag_s) == (pytest.approx(20 * np.log10(0.5), abs=1e-4), 0.0)
+    assert match.residual_db < -100
 
 
 def test_equal_signals_leave_nothing_and_lag_nothing() -> None:
