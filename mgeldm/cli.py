@@ -236,7 +236,7 @@ def _split(arguments: Sequence[str]) -> int:
 
 def _encode(arguments: Sequence[str]) -> int:
     from pipelines.encode import encode, preview
-    from pipelines.encode_unit import EncodeConfig
+    from pipelines.encode_config import EncodeConfig
     from pipelines.runner import RunnerConfig
 
     parser = _parser("encode", "mgeldm encode splits.parquet --songs songs.parquet --out DATA")

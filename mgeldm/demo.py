@@ -22,7 +22,7 @@ from mgeldm.files import RESULTS_FILE, FileResult, FileResults, generate_files, 
 from mgeldm.joint import MGELDM, SamplingConfig
 from mgeldm.metrics import log_mel_l1
 from pipelines.encode import encode
-from pipelines.encode_unit import EncodeConfig
+from pipelines.encode_config import EncodeConfig
 from pipelines.report import report
 from pipelines.runner import RunnerConfig
 from pipelines.scan import scan
@@ -157,7 +157,7 @@ def _use(model: MGELDM, song: Song, out: Path, sampling: SamplingConfig, seconds
     frames = round(seconds * rate)
 
     def cut(stems: Iterable[str]) -> audio.Wave:
-        return signals.cut(list(stems), rate, 0, frames)
+        return signals.cut(stems, rate, 0, frames).numpy()
 
     by_instrument: dict[str, list[str]] = {}
     for stem in song.usable_stems:

@@ -33,16 +33,9 @@ from mgeldm.codec import Codec, load_codec
 from mgeldm.embedder import Embedder, load_embedder
 from mgeldm.progress import progress
 from pipelines.dataset_readme import write_readme
-from pipelines.encode_unit import (
-    EncodeConfig,
-    UnitEncoder,
-    UnitWork,
-    encoder_identity,
-    latent_moments,
-    mix_stems,
-    one_core_each,
-    track_stems,
-)
+from pipelines.encode_config import EncodeConfig, encoder_identity
+from pipelines.encode_unit import UnitEncoder, UnitWork, latent_moments
+from pipelines.encode_windows import mix_stems, one_core_each, track_stems
 from pipelines.runner import RunnerConfig, run_units
 
 # Tar headers, padding and JSON of a sample.
@@ -64,6 +57,8 @@ class EncodeSummary:
     """Shards that were complete before it."""
     failures: dict[str, int]
     """Windows that could not be encoded, by problem code."""
+    profile: dict[str, float]
+    """Shares of the workers' time (of its cores, or of its GPU) that went into each part of the work."""
     seconds: float
 
 
@@ -98,10 +93,12 @@ def encode(
     works = list_work(units, windows, by_id)
     sealed = {work.name(encoder): read_sidecar(out, work.name(encoder)) for work in works}
     todo = _waiting(works, sealed.values(), config)
+    spent: Counter[str] = Counter()
     total, waiting = (sum(work.size for work in some) for some in (works, todo))
     with progress(total, "encode", "windows", initial=total - waiting) as bar:
-        for index, sidecar in run_units(todo, partial(UnitEncoder, config, out), runner):
-            sealed[todo[index].name(encoder)] = sidecar
+        for index, result in run_units(todo, partial(UnitEncoder, config, out), runner):
+            sealed[todo[index].name(encoder)] = result.sidecar
+            spent.update(result.seconds)
             bar.update(todo[index].size)
     sidecars = [sealed[name] for name in sorted(sealed)]
     card = finish(out, [sidecar for sidecar in sidecars if sidecar], plan, by_id, config)
@@ -113,8 +110,15 @@ def encode(
         encoded=len(todo),
         kept=len(works) - len(todo),
         failures=dict(failures.most_common()),
+        profile=_profile(spent),
         seconds=time.monotonic() - begin,
     )
+
+
+def _profile(spent: Mapping[str, float]) -> dict[str, float]:
+    """Shares of the time that the workers had."""
+    available = spent.get("available", 0.0)
+    return {name: round(seconds / available, 4) for name, seconds in sorted(spent.items()) if name != "available"}
 
 
 def preview(splits: Path, songs: Path, out: Path, config: EncodeConfig | None = None) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from torch import nn
 from manifests.atomic import canonical_json, write_bytes, write_json
 from manifests.errors import CheckpointError
 from mgeldm.codec.base import CodecSpec
+from mgeldm.codec.fast import replace_snakes
 from mgeldm.codec.quietly import quietly
 
 CONFIG_FILE = "config.json"
@@ -129,6 +130,7 @@ class AutoencoderCodec(nn.Module):
             codec = cls(config, state)
         # In this order: the folded weights are new parameters.
         fold_weight_norm(codec)
+        replace_snakes(codec)
         codec.eval().requires_grad_(False)
         return codec
 

@@ -21,7 +21,7 @@ from manifests.splits import Window, read_splits, texts, write_splits
 from manifests.units import read_failures, read_sidecar, read_units
 from pipelines.dataset_readme import write_readme
 from pipelines.encode import encode, preview
-from pipelines.encode_unit import EncodeConfig
+from pipelines.encode_config import EncodeConfig
 from pipelines.runner import RunnerConfig
 from pipelines.scan import scan
 from pipelines.split import SplitConfig, split

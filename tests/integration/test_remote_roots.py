@@ -19,7 +19,7 @@ from manifests.splits import read_splits
 from mgeldm import audio
 from mgeldm.cli import main
 from pipelines.encode import encode
-from pipelines.encode_unit import EncodeConfig
+from pipelines.encode_config import EncodeConfig
 from pipelines.scan import preview, scan
 from pipelines.song_signals import decode_song
 from pipelines.split import SplitConfig, split

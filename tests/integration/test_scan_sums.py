@@ -266,5 +266,5 @@ def test_sources_in_channels_are_decoded_once_and_each_is_a_stem(tmp_path: Path,
     signals, errors = decode_song(row, ["vocals", "piano"], {RATE: 1})
     assert errors == {}
     for channel, stem in enumerate(row.stems):
-        assert np.array_equal(signals.waves[RATE][stem.stem_id][0], wave[channel])
+        assert np.array_equal(signals.pieces[0].waves[RATE][stem.stem_id][0], wave[channel])
         assert np.array_equal(read_stem(row, stem, 0.5, 8_000, RATE)[0], wave[channel, 8_000:16_000])

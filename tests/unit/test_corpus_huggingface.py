@@ -126,7 +126,7 @@ def test_all_forms_of_a_data_set_give_the_same_audio(
     wave = sound("hf", "b", "kit", seconds=2.0, rate=RATE)
     signals, errors = decode_song(song, ["kit"], {RATE: 1})
     assert not errors
-    np.testing.assert_allclose(signals.waves[RATE]["kit"], wave, atol=1e-4)
+    np.testing.assert_allclose(signals.pieces[0].waves[RATE]["kit"], wave, atol=1e-4)
     np.testing.assert_allclose(read_stem(song, song.stems[1], 0.5, 8_000, RATE), wave[:, 8_000:16_000], atol=1e-4)
 
 

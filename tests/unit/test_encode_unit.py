@@ -18,16 +18,9 @@ from mgeldm.codec import load_codec
 from mgeldm.codec.long import encode_long
 from mgeldm.embedder import load_embedder
 from pipelines.encode import embed_prompts, silence_latent
-from pipelines.encode_unit import (
-    EncodeConfig,
-    Stretch,
-    UnitEncoder,
-    UnitWork,
-    batches,
-    encoder_identity,
-    latent_moments,
-    track_stems,
-)
+from pipelines.encode_config import EncodeConfig, encoder_identity
+from pipelines.encode_unit import UnitEncoder, UnitWork, latent_moments
+from pipelines.encode_windows import WindowEncoder, track_stems
 from pipelines.song_signals import decode_song
 from tests.support.models import write_codec, write_embedder
 from tests.support.songs import measured_song
@@ -59,10 +52,9 @@ def song(tmp_path_factory: pytest.TempPathFactory) -> Song:
 
 
 @pytest.fixture(scope="module")
-def encoder(tiny_models: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> UnitEncoder:
+def encoder(tiny_models: tuple[Path, Path]) -> WindowEncoder:
     codec, embedder = tiny_models
-    config = EncodeConfig(codec=str(codec), embedder=str(embedder), embed_hop_s=EMBED_HOP_S, device="cpu")
-    return UnitEncoder(config, tmp_path_factory.mktemp("data"))
+    return WindowEncoder(EncodeConfig(codec=str(codec), embedder=str(embedder), embed_hop_s=EMBED_HOP_S, device="cpu"))
 
 
 @pytest.fixture
@@ -83,12 +75,11 @@ def window(start_s: float, duration_s: float = 1.024, *splits: Split) -> Window:
     )
 
 
-def encoded(encoder: UnitEncoder, song: Song, *windows: Window) -> list[Sample]:
-    signals, errors = decode_song(song, MIX, {RATE: 1})
-    assert errors == {}
-    samples = [sample for _, sample in encoder.encode_windows(song, signals, windows)]
-    assert None not in samples
-    return [sample for sample in samples if sample]
+def encoded(encoder: WindowEncoder, song: Song, *windows: Window) -> list[Sample]:
+    found = list(encoder.samples([(song, windows)]))
+    assert [part for part, _ in found] == list(windows)
+    assert all(isinstance(sample, Sample) for _, sample in found)
+    return [sample for _, sample in found if isinstance(sample, Sample)]
 
 
 def whole_wave(song: Song, stems: frozenset[str]) -> Wave:
@@ -101,7 +92,7 @@ def whole_wave(song: Song, stems: frozenset[str]) -> Wave:
     return total
 
 
-def test_latents_of_a_window_are_those_of_the_whole_song(encoder: UnitEncoder, song: Song) -> None:
+def test_latents_of_a_window_are_those_of_the_whole_song(encoder: WindowEncoder, song: Song) -> None:
     windows = [window(start) for start in (0.0, 0.512, 1.6, 2.9, 3.5)]
     samples = encoded(encoder, song, *windows)
     context = encoder.codec.spec.context // HOP
@@ -132,13 +123,13 @@ def test_latents_of_a_window_are_those_of_the_whole_song(encoder: UnitEncoder, s
                 assert np.abs(alone - whole[:, start : start + inside]).max() > 20 * TOLERANCE
 
 
-def test_the_gain_keeps_the_mix_in_range_and_is_told(encoder: UnitEncoder, song: Song) -> None:
+def test_the_gain_keeps_the_mix_in_range_and_is_told(encoder: WindowEncoder, song: Song) -> None:
     sample = encoded(encoder, song, window(0.0))[0]
     assert np.abs(whole_wave(song, MIX)).max() == pytest.approx(1.0, abs=1e-6)
     assert 0.5 < sample.meta["gain"] < 0.95
 
 
-def test_the_window_is_the_stretch_that_its_json_says(encoder: UnitEncoder, song: Song) -> None:
+def test_the_window_is_the_stretch_that_its_json_says(encoder: WindowEncoder, song: Song) -> None:
     sample = encoded(encoder, song, window(1.003, 1.0))[0]
     assert (sample.meta["start_s"], sample.meta["duration_s"]) == (63 * FRAME_S, 62 * FRAME_S)
     wave = whole_wave(song, MIX)[:, 63 * HOP : 125 * HOP]
@@ -164,7 +155,7 @@ def test_the_window_is_the_stretch_that_its_json_says(encoder: UnitEncoder, song
 
 @pytest.mark.parametrize(("start_s", "duration_s"), [(0.0, 1.024), (1.28, 1.024), (3.2, 2.048), (0.48, 0.256)])
 def test_embeddings_are_of_the_places_that_they_stand_for(
-    encoder: UnitEncoder, song: Song, start_s: float, duration_s: float
+    encoder: WindowEncoder, song: Song, start_s: float, duration_s: float
 ) -> None:
     sample = encoded(encoder, song, window(start_s, duration_s))[0]
     spec = encoder.embedder.spec
@@ -184,7 +175,7 @@ def test_embeddings_are_of_the_places_that_they_stand_for(
             assert np.abs(np.diff(expected, axis=0)).max(axis=1).min() > 5 * TOLERANCE
 
 
-def test_a_silent_stretch_has_the_latent_of_silence(encoder: UnitEncoder, song: Song) -> None:
+def test_a_silent_stretch_has_the_latent_of_silence(encoder: WindowEncoder, song: Song) -> None:
     context = encoder.codec.spec.context / RATE
     sample = encoded(encoder, song, window(0.16, 0.64))[0]
     assert 0.8 + context < 1.0
@@ -202,7 +193,7 @@ def test_a_silent_stretch_has_the_latent_of_silence(encoder: UnitEncoder, song: 
 
 
 def test_windows_of_other_lengths_stand_beside_each_other_and_none_is_shorter_than_a_frame(
-    encoder: UnitEncoder, song: Song
+    encoder: WindowEncoder, song: Song
 ) -> None:
     windows = [window(0.0, 0.5), window(0.0), window(0.8, 0.001), window(1.0, 0.5), window(2.0, 2.048)]
     samples = encoded(encoder, song, *windows)
@@ -217,11 +208,11 @@ def test_windows_of_other_lengths_stand_beside_each_other_and_none_is_shorter_th
 
 
 def test_neither_cores_nor_neighbours_nor_batch_change_a_bit(
-    tiny_models: tuple[Path, Path], encoder: UnitEncoder, song: Song, one_thread: None
+    tiny_models: tuple[Path, Path], encoder: WindowEncoder, song: Song, one_thread: None
 ) -> None:
     windows = [window(start) for start in (0.0, 1.0, 2.0)]
     expected = encoded(encoder, song, *windows)
-    wider = UnitEncoder(replace(encoder.config, batch=7), encoder.out)
+    wider = WindowEncoder(replace(encoder.config, batch=7))
     for threads in (1, 2):
         torch.set_num_threads(threads)
         for samples in (
@@ -236,7 +227,7 @@ def test_neither_cores_nor_neighbours_nor_batch_change_a_bit(
 
 
 def test_a_set_of_stems_is_encoded_once_however_many_splits_name_it(
-    encoder: UnitEncoder, song: Song, monkeypatch: pytest.MonkeyPatch
+    encoder: WindowEncoder, song: Song, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[int] = []
     codec = encoder.codec.encode
@@ -245,7 +236,7 @@ def test_a_set_of_stems_is_encoded_once_however_many_splits_name_it(
         calls.append(len(wave))
         return codec(wave)
 
-    monkeypatch.setattr(encoder.codec, "encode", counted)
+    monkeypatch.setattr(encoder.forwards._codec, "_function", counted)
     swapped = Split(source=DRUMS.submix, submix=DRUMS.source, source_text="x", submix_text="y")
     sample = encoded(encoder, song, window(0.0, 0.5, DRUMS, swapped, BASS))[0]
     # Mix, drums and the rest, bass and the rest; a CPU takes one at a time.
@@ -254,21 +245,15 @@ def test_a_set_of_stems_is_encoded_once_however_many_splits_name_it(
     assert np.array_equal(sample.latents[2], sample.latents[3])
 
 
-def test_batches_are_runs_of_one_length() -> None:
-    stretches = [Stretch(start, frames, MIX) for start, frames in ((0, 9), (1, 9), (2, 9), (3, 5), (4, 9))]
-    assert [[stretch.start for stretch in batch] for batch in batches(stretches, 2)] == [[0, 1], [2], [3], [4]]
-    assert list(batches([], 2)) == []
-
-
 def work(song: Song, *windows: Window) -> UnitWork:
     unit = Unit(corpus="corpus", subset="train", songs=(song.song_id,))
     return UnitWork(unit, {song.song_id: song}, {song.song_id: windows})
 
 
-def test_a_unit_becomes_a_shard_and_a_sidecar(encoder: UnitEncoder, song: Song, tmp_path: Path) -> None:
-    encoder = UnitEncoder(encoder.config, tmp_path)
+def test_a_unit_becomes_a_shard_and_a_sidecar(encoder: WindowEncoder, song: Song, tmp_path: Path) -> None:
+    worker = UnitEncoder(encoder.config, tmp_path)
     job = work(song, window(0.0), window(1.0), window(2.0, 0.5))
-    sidecar = encoder(job)
+    sidecar = worker(job).sidecar
     name = job.name(encoder.encoder)
     assert sorted(path.name for path in (tmp_path / SHARDS_FOLDER).iterdir()) == [f"{name}.json", f"{name}.tar"]
     assert read_sidecar(tmp_path, name) == sidecar
@@ -283,7 +268,7 @@ def test_a_unit_becomes_a_shard_and_a_sidecar(encoder: UnitEncoder, song: Song, 
     np.testing.assert_allclose(mean, frames.mean(axis=1), atol=1e-12)
     np.testing.assert_allclose(deviation, frames.std(axis=1), atol=1e-9)
     content = (tmp_path / SHARDS_FOLDER / sidecar.shard).read_bytes()
-    assert encoder(job) == sidecar
+    assert worker(job).sidecar == sidecar
     assert (tmp_path / SHARDS_FOLDER / sidecar.shard).read_bytes() == content
 
 
@@ -292,17 +277,17 @@ def test_moments_of_nothing_change_nothing() -> None:
 
 
 def test_a_window_for_which_the_codec_gives_nan_is_a_failure_and_the_others_are_written(
-    encoder: UnitEncoder, song: Song, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    encoder: WindowEncoder, song: Song, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encoder = UnitEncoder(encoder.config, tmp_path)
+    worker = UnitEncoder(encoder.config, tmp_path)
     codec = encoder.codec.encode
 
     def broken(wave: torch.Tensor) -> torch.Tensor:
         latents = codec(wave)
         return latents * 1e6 if latents.shape[-1] < 64 else latents
 
-    monkeypatch.setattr(encoder.codec, "encode", broken)
-    sidecar = encoder(work(song, window(0.0), window(1.0, 0.5), window(2.0)))
+    monkeypatch.setattr(worker.windows.forwards._codec, "_function", broken)
+    sidecar = worker(work(song, window(0.0), window(1.0, 0.5), window(2.0))).sidecar
     assert [row.key for row in sidecar.rows] == ["w00000-1024", "w02000-1024"]
     (failure,) = sidecar.failures
     assert (failure.window_id, failure.stage, failure.code) == ("w01000-500", "encode", "not_finite")
@@ -313,12 +298,10 @@ def test_a_window_for_which_the_codec_gives_nan_is_a_failure_and_the_others_are_
 def test_a_mono_embedder_hears_both_channels_of_a_stereo_codec(song: Song, tmp_path: Path) -> None:
     codec, embedder = write_codec(tmp_path / "c", audio_channels=2), write_embedder(tmp_path / "e")
     config = EncodeConfig(codec=str(codec), embedder=str(embedder), embed_hop_s=EMBED_HOP_S, device="cpu")
-    encoder = UnitEncoder(config, tmp_path / "data")
-    sidecar = encoder(work(song, window(0.8)))
-    assert sidecar.failures == ()
+    encoder = WindowEncoder(config)
     signals, _ = decode_song(song, MIX, {RATE: 2})
-    (sample,) = (sample for _, sample in encoder.encode_windows(song, signals, [window(0.8)]) if sample)
-    left, right = signals.cut(MIX, RATE, round(0.8 * RATE), encoder.embedder.spec.window)
+    (sample,) = encoded(encoder, song, window(0.8))
+    left, right = signals.cut(MIX, RATE, round(0.8 * RATE), encoder.embedder.spec.window).numpy()
     assert np.abs(left - right).max() > 0.01
     with torch.inference_mode():
         both, one = encoder.embedder.embed_audio(torch.from_numpy(np.stack([(left + right) / 2, left]))).numpy()
@@ -329,22 +312,22 @@ def test_a_mono_embedder_hears_both_channels_of_a_stereo_codec(song: Song, tmp_p
 def test_codec_and_embedder_may_have_other_rates(song: Song, tmp_path: Path, tiny_models: tuple[Path, Path]) -> None:
     embedder = write_embedder(tmp_path / "e", sample_rate=24_000)
     config = EncodeConfig(codec=str(tiny_models[0]), embedder=str(embedder), embed_hop_s=EMBED_HOP_S, device="cpu")
-    encoder = UnitEncoder(config, tmp_path / "data")
+    encoder = WindowEncoder(config)
     signals, _ = decode_song(song, MIX, {RATE: 1, 24_000: 1})
-    (sample,) = (sample for _, sample in encoder.encode_windows(song, signals, [window(1.6)]) if sample)
+    (sample,) = encoded(encoder, song, window(1.6))
     with torch.inference_mode():
-        cut = torch.from_numpy(signals.cut(MIX, 24_000, round(1.8 * 24_000), encoder.embedder.spec.window))
+        cut = signals.cut(MIX, 24_000, round(1.8 * 24_000), encoder.embedder.spec.window)
         expected = encoder.embedder.embed_audio(cut).numpy()
     np.testing.assert_allclose(sample.embeddings[0, 2:3], expected, atol=TOLERANCE, rtol=0)
     np.testing.assert_allclose(
         sample.latents[0],
-        encode_long(encoder.codec, torch.from_numpy(signals.cut(MIX, RATE, 0, 4 * RATE))).numpy()[:, 100:164],
+        encode_long(encoder.codec, signals.cut(MIX, RATE, 0, 4 * RATE)).numpy()[:, 100:164],
         atol=TOLERANCE,
         rtol=0,
     )
 
 
-def test_the_encoder_is_known_by_all_that_decides_what_it_gives(tmp_path: Path, encoder: UnitEncoder) -> None:
+def test_the_encoder_is_known_by_all_that_decides_what_it_gives(tmp_path: Path, encoder: WindowEncoder) -> None:
     config, codec, embedder = encoder.config, encoder.codec, encoder.embedder
     other_codec = load_codec(str(write_codec(tmp_path / "c", audio_channels=2)))
     other_embedder = load_embedder(str(write_embedder(tmp_path / "e", window_s=0.25)))
@@ -353,15 +336,19 @@ def test_the_encoder_is_known_by_all_that_decides_what_it_gives(tmp_path: Path, 
         encoder_identity(replace(config, embed_hop_s=0.2), codec, embedder),
         encoder_identity(config, other_codec, embedder),
         encoder_identity(config, codec, other_embedder),
+        encoder_identity(replace(config, precision="bf16"), codec, embedder),
+        encoder_identity(replace(config, precision="fp16"), codec, embedder),
     ]
-    assert len(set(identities)) == 4
+    assert len(set(identities)) == 6
     assert identities[0] == encoder.encoder
-    same = replace(config, batch=3, windows_per_shard=7, retry_failed=True, prompt_template="{}", device="auto")
+    same = replace(
+        config, batch=3, windows_per_shard=7, retry_failed=True, prompt_template="{}", device="auto", compile=True
+    )
     assert encoder_identity(same, codec, embedder) == identities[0]
 
 
 def test_a_text_that_says_nothing_to_the_embedder_gets_zeros(
-    encoder: UnitEncoder, caplog: pytest.LogCaptureFixture
+    encoder: WindowEncoder, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = replace(encoder.config, prompt_template="{}")
     found = embed_prompts(encoder.embedder, ["bass and drums", "zither and bass", "zither", "drums"], config)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 from manifests.songs import Song
 from mgeldm.audio import Wave, fit, load
@@ -45,16 +46,16 @@ def test_stems_are_decoded_to_every_rate_at_one_length(song: Song) -> None:
     assert errors == {}
     for rate, channels in RATES.items():
         expected = reference(song, rate, channels)
-        assert signals.waves[rate].keys() == expected.keys()
-        assert {wave.shape for wave in signals.waves[rate].values()} == {(channels, 2 * rate)}
+        assert signals.pieces[0].waves[rate].keys() == expected.keys()
+        assert {wave.shape for wave in signals.pieces[0].waves[rate].values()} == {(channels, 2 * rate)}
         for name, wave in expected.items():
-            assert np.array_equal(signals.waves[rate][name], wave)
-            assert signals.waves[rate][name].dtype == np.float32
+            assert np.array_equal(signals.pieces[0].waves[rate][name].numpy(), wave)
+            assert signals.pieces[0].waves[rate][name].dtype == torch.float32
 
 
 def test_only_the_stems_that_are_asked_for_are_decoded(song: Song) -> None:
     signals, _ = decode_song(song, ["bass"], {8_000: 1})
-    assert {name: wave.shape for name, wave in signals.waves[8_000].items()} == {"bass": (1, 12_000)}
+    assert {name: wave.shape for name, wave in signals.pieces[0].waves[8_000].items()} == {"bass": (1, 12_000)}
 
 
 def test_a_cut_is_the_sum_of_stems_with_silence_outside(song: Song) -> None:
@@ -162,7 +163,7 @@ def test_a_stem_that_is_not_what_was_scanned_is_an_error_and_the_others_are_deco
     assert {name: error.code for name, error in errors.items()} == {"drums": code}
     assert "drums.flac" in str(errors["drums"])
     assert "\n" not in str(errors["drums"])
-    assert signals.waves[16_000].keys() == {"bass", "vocals"}
+    assert signals.pieces[0].waves[16_000].keys() == {"bass", "vocals"}
     assert signals.cut({"bass", "vocals"}, 16_000, 0, 100).shape == (1, 100)
 
 
