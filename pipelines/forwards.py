@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
 
@@ -14,6 +15,8 @@ EMBED_BATCHES = 4
 """Windows of the embedder for each signal in a batch of the codec."""
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+Function: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +36,8 @@ class Forwards:
         # last bits of a sum.
         self.batch = batch if self.device.type == "cuda" else 1
         encode = torch.compile(self.codec.encode) if compiled else self.codec.encode
-        self._codec = InParts("codec", encode, self.batch, padded=compiled)
-        self._embedder = InParts("embedder", self.embedder.embed_audio, EMBED_BATCHES * batch)
+        self._codec = InParts("codec", self._cast(encode), self.batch, padded=compiled)
+        self._embedder = InParts("embedder", self._cast(self.embedder.embed_audio), EMBED_BATCHES * batch)
         # What a model says of digital silence, by its name and the shape of the signal.
         self._silence: dict[tuple[str, torch.Size], torch.Tensor] = {}
 
@@ -63,16 +66,25 @@ class Forwards:
 
     @torch.inference_mode()
     def _run(self, model: "InParts", waves: torch.Tensor) -> torch.Tensor:
-        with self.clock(model.name), torch.autocast(self.device.type, self._dtype, self._dtype != torch.float32):
+        with self.clock(model.name):
             return model(waves)
+
+    def _cast(self, function: Function) -> Function:
+        """The function under autocast, if that is wanted."""
+        if self._dtype == torch.float32:
+            return function
+
+        def cast(waves: torch.Tensor) -> torch.Tensor:
+            with torch.autocast(self.device.type, self._dtype):
+                return function(waves)
+
+        return cast
 
 
 class InParts:
     """A function of a batch, called with as much of it as the device has memory for."""
 
-    def __init__(
-        self, name: str, function: Callable[[torch.Tensor], torch.Tensor], limit: int, *, padded: bool = False
-    ) -> None:
+    def __init__(self, name: str, function: Function, limit: int, *, padded: bool = False) -> None:
         self.name, self.limit, self._function, self._padded = name, limit, function, padded
 
     def __call__(self, batch: torch.Tensor) -> torch.Tensor:

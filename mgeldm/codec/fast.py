@@ -54,7 +54,8 @@ class FastSnake(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """``[B, C, T] -> [B, C, T]``."""
-        if x.device.type == "cpu" and x.dtype == torch.float32 and not x.requires_grad:
+        eager = not torch.compiler.is_compiling()  # what is compiled is fused anyway
+        if eager and x.device.type == "cpu" and x.dtype == torch.float32 and not x.requires_grad:
             x = x.contiguous()
             out = torch.empty_like(x)
             rows = x.numel() // x.shape[-1]
