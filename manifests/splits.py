@@ -16,7 +16,7 @@ from manifests.atomic import canonical_json
 from manifests.errors import ManifestError
 from manifests.songs import ROW_GROUP, read_table, write_batches, write_table
 
-SPLITS_VERSION = "1"
+SPLITS_VERSION = "2"
 _BATCH = 1_000
 
 T = TypeVar("T")
@@ -39,6 +39,14 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StemGain:
+    """By how much a stem is louder in one window than it was recorded."""
+
+    stem_id: str
+    gain_db: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Window:
     """A stretch of a song that becomes one shard sample."""
 
@@ -47,6 +55,8 @@ class Window:
     start_s: float
     duration_s: float
     splits: tuple[Split, ...]
+    gains: tuple[StemGain, ...] = ()
+    """A gain for each stem of the mix, in mix, source and submix alike; empty: as recorded."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +76,7 @@ _SPLIT = pa.struct(
         pa.field("submix_text", pa.string(), nullable=False),
     ]
 )
+_GAIN = pa.struct([pa.field("stem_id", pa.string(), nullable=False), pa.field("gain_db", pa.float64(), nullable=False)])
 SPLITS_SCHEMA = pa.schema(
     [
         pa.field("window_id", pa.string(), nullable=False),
@@ -73,6 +84,7 @@ SPLITS_SCHEMA = pa.schema(
         pa.field("start_s", pa.float64(), nullable=False),
         pa.field("duration_s", pa.float64(), nullable=False),
         pa.field("splits", pa.list_(_SPLIT), nullable=False),
+        pa.field("gains", pa.list_(_GAIN), nullable=False),
     ]
 )
 
@@ -116,16 +128,19 @@ class SongWindows:
     starts_s: tuple[float, ...]
     chosen: tuple[tuple[int, ...], ...]
     """For each start, indices into ``splits``."""
+    gains: tuple[tuple[StemGain, ...], ...]
+    """For each start, the gains of its window."""
 
     def windows(self) -> Iterator[Window]:
         """Each window with its splits."""
-        for start, chosen in zip(self.starts_s, self.chosen, strict=True):
+        for start, chosen, gains in zip(self.starts_s, self.chosen, self.gains, strict=True):
             yield Window(
                 window_id=window_id(self.song_id, start),
                 song_id=self.song_id,
                 start_s=start,
                 duration_s=self.duration_s,
                 splits=tuple(self.splits[index] for index in chosen),
+                gains=gains,
             )
 
 
@@ -182,17 +197,26 @@ def _rows(songs: Sequence[SongWindows]) -> pa.Table:
     columns = [_lists([split.source for split in splits]), _lists([split.submix for split in splits])]
     columns += [pa.array([getattr(split, name) for split in splits], pa.string()) for name in _SPLIT.names[2:]]
     different = pa.StructArray.from_arrays(columns, fields=list(_SPLIT))
-    base, rows, taken = 0, [], []
+    base, rows, taken, gains = 0, [], [], []
     for song in songs:
-        windows = zip(song.starts_s, song.chosen, strict=True)
-        for key, start, chosen in sorted((window_id(song.song_id, start), start, chosen) for start, chosen in windows):
-            rows.append((key, song.song_id, start, song.duration_s))
-            taken.append([base + index for index in chosen])
+        keys = [window_id(song.song_id, start) for start in song.starts_s]
+        for number in sorted(range(len(keys)), key=keys.__getitem__):
+            rows.append((keys[number], song.song_id, song.starts_s[number], song.duration_s))
+            taken.append([base + index for index in song.chosen[number]])
+            gains.append(song.gains[number])
         base += len(song.splits)
     flat, offsets = _flat(taken)
     lists = pa.ListArray.from_arrays(offsets, different.take(pa.array(flat, pa.int64())), type=pa.list_(_SPLIT))
     ids = [pa.array(column, kind.type) for column, kind in zip(zip(*rows, strict=True), SPLITS_SCHEMA, strict=False)]
-    return pa.Table.from_arrays([*ids, lists], schema=SPLITS_SCHEMA) if rows else SPLITS_SCHEMA.empty_table()
+    columns = [*ids, lists, _gains(gains)]
+    return pa.Table.from_arrays(columns, schema=SPLITS_SCHEMA) if rows else SPLITS_SCHEMA.empty_table()
+
+
+def _gains(rows: Sequence[Sequence[StemGain]]) -> pa.ListArray:
+    flat, offsets = _flat(rows)
+    stems, gains = pa.array([gain.stem_id for gain in flat], pa.string()), [gain.gain_db for gain in flat]
+    values = pa.StructArray.from_arrays([stems, pa.array(gains, pa.float64())], fields=list(_GAIN))
+    return pa.ListArray.from_arrays(offsets, values, type=pa.list_(_GAIN))
 
 
 def _lists(rows: Sequence[Sequence[str]]) -> pa.ListArray:
@@ -220,7 +244,7 @@ def _window(row: dict[str, Any]) -> Window:
         Split(**{**split, "source": tuple(split["source"]), "submix": tuple(split["submix"])})
         for split in row["splits"]
     )
-    return Window(**{**row, "splits": splits})
+    return Window(**{**row, "splits": splits, "gains": tuple(StemGain(**gain) for gain in row["gains"])})
 
 
 def texts(windows: Iterable[Window]) -> list[str]:

@@ -15,12 +15,13 @@ import numpy.typing as npt
 from manifests.errors import ConfigError
 from manifests.labels import lookup, phrase
 from manifests.songs import ACTIVITY_FRAME_S, Song, Stem, iter_songs
-from manifests.splits import Plan, PlanRows, SongWindows, Split, Window
+from manifests.splits import Plan, PlanRows, SongWindows, Split, StemGain, Window
 
 Activity = npt.NDArray[np.bool_]
 
 SUBSETS_PER_SPLIT = 8
 """Random subsets of a song's stems drawn for each split that a window may have."""
+_GAIN_STEP_DB = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +49,9 @@ class SplitConfig:
     exclude: tuple[str, ...] = ()
     """Instruments that are never a source."""
     seed: int = 0
-    """Seed of the choice among more splits than ``splits_per_window``."""
+    """Seed of the choice among more splits than ``splits_per_window``, and of the gains."""
+    gain_db: float = 0.0
+    """Each stem of each window gets a gain drawn evenly from -gain_db to gain_db, in steps of 0.01 dB. 0: none."""
 
     def __post_init__(self) -> None:
         hop_s = self.window_s if self.hop_s is None else self.hop_s
@@ -62,6 +65,8 @@ class SplitConfig:
                 raise ConfigError(f"{name} {getattr(self, name)} is a share, above 0 and at most 1")
         if self.seed < 0:
             raise ConfigError(f"seed {self.seed} must not be negative")
+        if self.gain_db and not _GAIN_STEP_DB <= self.gain_db <= 60:
+            raise ConfigError(f"gain_db {self.gain_db} must be 0 (off) or from {_GAIN_STEP_DB} to 60")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -138,12 +143,14 @@ def _song_windows(song: Song, config: SplitConfig, passed_over: Counter[str]) ->
         starts = window_starts(song.duration_s, config.window_s, config.hop_s or config.window_s)
     stems = song.usable_stems if starts else ()
     splits = _candidates(song.song_id, tuple((stem.stem_id, stem.instrument) for stem in stems), config)
-    planned, chosen = [], []
+    planned, chosen, gains = [], [], []
     drawn = _draw(_active(stems, splits, starts, config), song.song_id, config)
-    for start, found in zip(starts, drawn, strict=True):
+    louder = _gains(song.song_id, [stem.stem_id for stem in stems], len(starts), config)
+    for start, found, gain in zip(starts, drawn, louder, strict=True):
         if found:
             planned.append(start)
             chosen.append(tuple(found))
+            gains.append(gain)
         else:
             passed_over["window without an active source beside an active submix"] += 1
     return SongWindows(
@@ -152,6 +159,7 @@ def _song_windows(song: Song, config: SplitConfig, passed_over: Counter[str]) ->
         splits=splits,
         starts_s=tuple(planned),
         chosen=tuple(chosen),
+        gains=tuple(gains),
     )
 
 
@@ -232,6 +240,18 @@ def _draw(active: Activity, song_id: str, config: SplitConfig) -> list[list[int]
     places = np.where(active, rng.random(active.shape), np.inf).argsort(axis=1, kind="stable")
     counts = np.minimum(active.sum(axis=1), config.splits_per_window)
     return [sorted(row[:count]) for row, count in zip(places.tolist(), counts.tolist(), strict=True)]
+
+
+def _gains(song_id: str, stems: Sequence[str], windows: int, config: SplitConfig) -> list[tuple[StemGain, ...]]:
+    """The gains of each window of a song, from a generator that decides nothing else; none where they are off."""
+    if not config.gain_db:
+        return [()] * windows
+    most = math.floor(config.gain_db / _GAIN_STEP_DB + 1e-6)
+    drawn = _generator(config.seed, song_id, "gains").integers(-most, most, (windows, len(stems)), endpoint=True)
+    return [
+        tuple(StemGain(stem_id=stem, gain_db=steps / 100) for stem, steps in zip(stems, row, strict=True))
+        for row in drawn.tolist()
+    ]
 
 
 def _generator(seed: int, *names: str) -> np.random.Generator:

@@ -136,7 +136,7 @@ def test_a_plan_is_the_same_as_a_stream_and_as_a_whole(tmp_path: Path) -> None:
     # Ids whose windows sort otherwise than the songs do.
     songs += [replace(songs[0], song_id=f"medleydb/{name}") for name in ("z z", "z.a", "z-b", "Z", "ü" * 60)]
     write_songs(tmp_path / "songs.parquet", songs)
-    config = SplitConfig(hop_s=0.6, seed=5)
+    config = SplitConfig(hop_s=0.6, seed=5, gain_db=2.0)
     summary = split(tmp_path / "songs.parquet", tmp_path / "stream.parquet", config=config)
     assert summary.windows > 10_000, "more than one row group"
     write_splits(tmp_path / "whole.parquet", make_plan(songs, config))
@@ -315,8 +315,30 @@ def test_no_manifest_is_a_clear_error(tmp_path: Path) -> None:
         ({"min_source_active": 0.0}, "min_source_active 0.0 is a share"),
         ({"min_submix_active": 1.1}, "min_submix_active 1.1 is a share"),
         ({"seed": -1}, "seed -1 must not be negative"),
+        ({"gain_db": -1.0}, "gain_db -1.0 must be 0"),
+        ({"gain_db": float("nan")}, "gain_db nan must be 0"),
+        ({"gain_db": 0.001}, "gain_db 0.001 must be 0"),
     ],
 )
 def test_a_wrong_configuration_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         SplitConfig(**change)
+
+
+def test_gains_are_in_range_and_change_nothing_else() -> None:
+    loud = make_plan(SONGS, replace(CONFIG, gain_db=3.0))
+    plain = make_plan(SONGS, CONFIG)
+    assert tuple(replace(window, gains=()) for window in loud.windows) == plain.windows
+    assert all(window.gains == () for window in plain.windows)
+    for window in loud.windows:
+        assert [gain.stem_id for gain in window.gains] == list(BAND)
+    values = [gain.gain_db for window in loud.windows for gain in window.gains]
+    assert all(-3 <= value <= 3 and value == round(value, 2) for value in values)
+    # 72 draws from [-3, 3]: mean 0 with a standard error of 0.2, standard deviation 1.73.
+    assert len(set(values)) > 60
+    assert abs(np.mean(values)) < 0.8
+    assert 1.4 < np.std(values) < 2.1
+    alone = {window.window_id: window.gains for window in make_plan(SONGS[2:3], replace(CONFIG, gain_db=3.0)).windows}
+    assert alone == {window.window_id: window.gains for window in loud.windows if window.window_id in alone}
+    other_seed = make_plan(SONGS, replace(CONFIG, gain_db=3.0, seed=1))
+    assert values != [gain.gain_db for window in other_seed.windows for gain in window.gains]

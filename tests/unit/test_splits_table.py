@@ -6,7 +6,7 @@ import pytest
 
 from manifests.errors import ManifestError
 from manifests.songs import write_songs
-from manifests.splits import Plan, Split, Window, read_splits, texts, window_id, write_splits
+from manifests.splits import Plan, Split, StemGain, Window, read_splits, texts, window_id, write_splits
 
 SPLIT = Split(source=("S00",), submix=("S01", "S02"), source_text="drums", submix_text="bass and piano")
 WINDOW = Window(window_id="b", song_id="c/1", start_s=1.5, duration_s=20.0, splits=(SPLIT,))
@@ -16,6 +16,7 @@ OTHER = Window(
     start_s=0.0,
     duration_s=20.0,
     splits=(replace(SPLIT, source=("S02",), submix=("S00",), source_text="piano", submix_text="drums"), SPLIT),
+    gains=(StemGain(stem_id="S00", gain_db=-1.25), StemGain(stem_id="S02", gain_db=0.0)),
 )
 PLAN = Plan(windows=(WINDOW, OTHER), config={"seed": 0, "window_s": 20.0}, passed_over={"silent source": 3})
 

@@ -12,7 +12,7 @@ from manifests.atomic import TEMPORARY_PREFIX
 from manifests.errors import ManifestError, ShardError
 from manifests.shards import SHARDS_FOLDER, IndexRow
 from manifests.songs import Song
-from manifests.splits import Split, Window
+from manifests.splits import Split, StemGain, Window
 from manifests.units import (
     Failure,
     Sidecar,
@@ -149,6 +149,7 @@ def test_a_shard_is_named_after_all_that_goes_into_it() -> None:
         name(replace(window, duration_s=9.0)),
         name(replace(window, splits=(replace(SPLIT, source_text="kit"),))),
         name(replace(window, splits=(SPLIT, SPLIT))),
+        name(replace(window, gains=(StemGain(stem_id="bass", gain_db=1.5),))),
         name(encoder="f"),
         name(unit=replace(UNIT, subset="test")),
         name(songs=with_stem(0, fingerprint="00")),
