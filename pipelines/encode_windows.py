@@ -142,8 +142,8 @@ class WindowEncoder:
                     error = errors[broken[0]]
                     waiting.append(_Rows(owner, window, (), 1.0, WindowError("decode", error.code, str(error))))
                     continue
-                rows = self._rows(window, signals)
-                waiting.append(_Rows(owner, window, rows, signals.gain))
+                gain, rows = self._rows(window, signals)
+                waiting.append(_Rows(owner, window, rows, gain))
                 for stretch in rows:
                     if stretch not in known:
                         known.add(stretch)
@@ -162,11 +162,21 @@ class WindowEncoder:
         length = max(window.duration_s + context, self.embedder.spec.window_s)
         return window.start_s - context, window.start_s + length
 
-    def _rows(self, window: Window, signals: SongSignals) -> tuple[Stretch, ...]:
-        """Rows of the window's sample, on the codec's grid of frames."""
+    def _rows(self, window: Window, signals: SongSignals) -> tuple[float, tuple[Stretch, ...]]:
+        """The gain of the window, and the rows of its sample on the codec's grid of frames."""
         spec = self.codec.spec
         start, frames = spec.frames(window.start_s), max(1, spec.frames(window.duration_s))
-        return tuple(Stretch(start, frames, stems) for stems in track_stems(window.splits))
+        gains, gain = {stem.stem_id: 10 ** (stem.gain_db / 20) for stem in window.gains}, signals.gain
+        if gains:
+            # Stems that were turned up must not drive the window's mix beyond full scale.
+            heard = (start * spec.hop - spec.context, frames * spec.hop + 2 * spec.context)
+            stems = mix_stems(window.splits)
+            headroom = 1 / max(1.0, float(signals.cut(stems, spec.sample_rate, *heard, gains).abs().max()))
+            gains, gain = {name: headroom * gains.get(name, 1.0) for name in stems}, headroom * gain
+        return gain, tuple(
+            Stretch(start, frames, stems, tuple(sorted((name, gains[name]) for name in stems & gains.keys())))
+            for stems in track_stems(window.splits)
+        )
 
     def _encode(self, jobs: Sequence[_Job]) -> list[Encoded | None]:
         """Stretches of one length, encoded with the codec's context on both sides, which is trimmed off."""
@@ -234,6 +244,7 @@ class WindowEncoder:
             "start_s": spec.seconds(mix.start),
             "duration_s": spec.seconds(mix.frames),
             "gain": waiting.gain,
+            "stem_gains_db": {stem.stem_id: stem.gain_db for stem in waiting.window.gains},
             "rms_dbfs": [None if level is None else round(level, 2) for level in levels],
             "splits": [
                 {**asdict(split), "source_instruments": sorted({instruments[stem] for stem in split.source})}

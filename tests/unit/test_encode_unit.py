@@ -1,5 +1,6 @@
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from manifests.errors import ConfigError
 from manifests.shards import SHARDS_FOLDER, Sample, embedding_count
 from manifests.songs import Song
-from manifests.splits import Split, Window
+from manifests.splits import Split, StemGain, Window
 from manifests.units import Unit, read_sidecar
 from mgeldm.audio import Wave, fit, load
 from mgeldm.codec import load_codec
@@ -20,7 +21,7 @@ from mgeldm.embedder import load_embedder
 from pipelines.encode import embed_prompts, silence_latent
 from pipelines.encode_config import EncodeConfig, encoder_identity
 from pipelines.encode_unit import UnitEncoder, UnitWork, latent_moments
-from pipelines.encode_windows import WindowEncoder, track_stems
+from pipelines.encode_windows import WindowEncoder, WindowError, ahead, ahead_of, track_stems
 from pipelines.song_signals import decode_song
 from tests.support.models import write_codec, write_embedder
 from tests.support.songs import measured_song
@@ -378,3 +379,87 @@ def test_a_text_that_says_nothing_to_the_embedder_gets_zeros(
 def test_a_wrong_configuration_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         EncodeConfig(**change)
+
+
+def test_gains_of_the_plan_are_heard_and_told(encoder: WindowEncoder, song: Song) -> None:
+    plain = window(1.5)
+    gains_db = {"bass": -6.0, "drums": 3.0, "vocals": 0.0}
+    louder = replace(plain, gains=tuple(StemGain(stem_id=name, gain_db=gain) for name, gain in gains_db.items()))
+    one, other = encoded(encoder, song, plain, louder)
+    assert one.meta["stem_gains_db"] == {}
+    assert other.meta["stem_gains_db"] == gains_db
+    headroom_db = 20 * np.log10(other.meta["gain"] / one.meta["gain"])
+    assert headroom_db <= 0
+    # Row 2 is the drums, row 4 the vocals.
+    for row, gain_db in ((2, 3.0), (4, 0.0)):
+        change = other.meta["rms_dbfs"][row] - one.meta["rms_dbfs"][row]
+        assert change == pytest.approx(gain_db + headroom_db, abs=0.02)
+    mix = sum(10 ** (gain / 20) * whole_wave(song, frozenset([name])) for name, gain in gains_db.items())
+    context = encoder.codec.spec.context
+    start, frames = round(1.5 / FRAME_S) * HOP, 64 * HOP
+    heard = mix[:, start - context : start + frames + context]
+    assert headroom_db == pytest.approx(-20 * np.log10(max(1.0, np.abs(heard).max())), abs=0.01)
+    with torch.inference_mode():
+        wave = torch.from_numpy(np.float32(10 ** (headroom_db / 20)) * heard.astype(np.float32))
+        expected = encoder.codec.encode(wave[None])[0, :, context // HOP : context // HOP + 64].numpy()
+    np.testing.assert_allclose(other.latents[0], expected, atol=TOLERANCE, rtol=0)
+
+
+def test_windows_of_a_long_song_are_read_alone_and_are_those_of_the_whole(
+    encoder: WindowEncoder, tmp_path: Path
+) -> None:
+    for name, path in FILES.items():
+        write_sound(tmp_path / path, sound(name, seconds=45.0, rate=44_100, level=0.2), 44_100)
+    song = measured_song(tmp_path, FILES)
+    stems = tuple(
+        replace(stem, size=(tmp_path / stem.path).stat().st_size, mtime_ns=(tmp_path / stem.path).stat().st_mtime_ns)
+        for stem in song.stems
+    )
+    song = replace(song, stems=stems)
+    few = [window(20.0), window(30.0, 1.024, BASS)]
+    many = [window(float(start)) for start in range(0, 44, 2)]
+    some, all_of_it = encoded(encoder, song, *few), encoded(encoder, song, *many)
+    np.testing.assert_allclose(some[0].latents, all_of_it[10].latents, atol=TOLERANCE, rtol=0)
+    np.testing.assert_allclose(some[0].embeddings, all_of_it[10].embeddings, atol=TOLERANCE, rtol=0)
+    assert [sample.tobytes() for sample in (some[0].latents, some[1].latents)] == [
+        sample.latents.tobytes() for sample in encoded(encoder, song, *few)
+    ]
+
+
+def test_a_signal_that_is_too_much_for_the_device_is_a_failure_of_its_windows(
+    encoder: WindowEncoder, song: Song, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codec = encoder.codec.encode
+
+    def small(wave: torch.Tensor) -> torch.Tensor:
+        if wave.shape[-1] > 100 * HOP:
+            raise torch.OutOfMemoryError("out of memory")
+        return codec(wave)
+
+    monkeypatch.setattr(encoder.forwards._codec, "_function", small)
+    parts = [window(0.0, 0.5), window(0.5, 2.048), window(2.6, 0.5)]
+    found = dict(encoder.samples([(song, tuple(parts))]))
+    assert isinstance(found[parts[1]], WindowError)
+    assert (found[parts[1]].stage, found[parts[1]].code) == ("encode", "out_of_memory")
+    assert all(isinstance(found[part], Sample) for part in (parts[0], parts[2]))
+
+
+def test_work_runs_ahead_in_order_and_no_further_than_it_should() -> None:
+    begun: list[int] = []
+
+    def items() -> Iterator[int]:
+        for number in range(10):
+            begun.append(number)
+            yield number
+
+    with ThreadPoolExecutor(3) as pool:
+        results = ahead(pool, lambda number: number * number, items(), 4)
+        assert next(results) == (0, 0)
+        assert begun == [0, 1, 2, 3, 4]
+        assert list(results) == [(number, number * number) for number in range(1, 10)]
+    begun.clear()
+    made = ahead_of(items(), 2)
+    assert next(made) == 0
+    assert begun == [0, 1, 2]
+    assert list(made) == list(range(1, 10))
+    assert list(ahead_of(iter([1]), 2)) == [1]

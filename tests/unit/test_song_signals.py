@@ -1,5 +1,5 @@
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,9 +8,11 @@ import pytest
 import soundfile
 import torch
 
+from manifests.roots import state
 from manifests.songs import Song
 from mgeldm.audio import Wave, fit, load
-from pipelines.song_signals import decode_song
+from pipelines import song_signals
+from pipelines.song_signals import decode_song, needed_spans
 from tests.support.songs import measured_song
 from tests.support.sounds import sound, write_sound
 
@@ -187,3 +189,87 @@ def test_a_song_of_which_nothing_can_be_decoded_has_no_signals(own: Song) -> Non
     signals, errors = decode_song(own, FILES, RATES)
     assert {error.code for error in errors.values()} == {"missing"}
     assert (sorted(errors), signals.gain) == (sorted(FILES), 1.0)
+
+
+LONG_FILES = {"drums": "drums.wav", "bass": "bass.flac", "vocals": "vocals.ogg"}
+
+
+@pytest.fixture(scope="module")
+def long_song(tmp_path_factory: pytest.TempPathFactory) -> Song:
+    """A minute in three stems, one of which begins 2.5 s late; file states are those of now."""
+    root = tmp_path_factory.mktemp("long")
+    for (name, path), rate in zip(LONG_FILES.items(), (44_100, 22_050, 16_000), strict=True):
+        write_sound(root / path, sound(name, seconds=57.0, rate=rate, level=0.2), rate)
+    return with_states(measured_song(root, LONG_FILES, {"bass": round(2.5 * 22_050)}))
+
+
+def with_states(song: Song) -> Song:
+    stems = []
+    for stem in song.stems:
+        size, moment = state(song.root, stem.path) or (None, None)
+        stems.append(replace(stem, size=size, mtime_ns=moment))
+    return replace(song, stems=tuple(stems))
+
+
+def test_spans_are_the_whole_seconds_around_what_is_needed() -> None:
+    assert needed_spans([(10.0, 12.0), (40.2, 41.9), (11.0, 14.2)], 100.0) == ((9, 15), (39, 43))
+    # Beside each other they are one; before the song nothing is read.
+    assert needed_spans([(-3.0, 4.0), (5.1, 6.0)], 100.0) == ((0, 7),)
+    assert needed_spans([(0.0, 51.0)], 100.0) is None
+    assert needed_spans([(0.0, 5.0)], 29.0) is None
+    assert needed_spans([(-9.0, -3.0), (200.0, 203.0)], 100.0) == ((199, 204),)
+
+
+def test_a_part_of_a_song_is_the_same_part_of_the_whole(long_song: Song, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates = {16_000: 1, 48_000: 2}
+    whole, _ = decode_song(long_song, LONG_FILES, rates)
+    read: list[tuple[str, int, int | None]] = []
+    decode = song_signals.audio.interleaved
+
+    def watched(path: Path, stream: int | None = None, start: int = 0, frames: int | None = None) -> Iterator[Wave]:
+        read.append((Path(path).name, start, frames))
+        return decode(path, stream, start, frames)
+
+    monkeypatch.setattr(song_signals.audio, "interleaved", watched)
+    spans = ((1, 6), (30, 33), (55, 61))
+    part, errors = decode_song(long_song, LONG_FILES, rates, spans)
+    assert errors == {}
+    # A lossy file gives the very samples only when it is read from its beginning.
+    assert [entry for entry in read if entry[0] == "vocals.ogg"] == [("vocals.ogg", 0, None)]
+    assert [entry for entry in read if entry[0] == "drums.wav"] == [
+        ("drums.wav", 44_100 * begin, 44_100 * (end - begin)) for begin, end in spans
+    ]
+    assert [entry[1:] for entry in read if entry[0] == "bass.flac"] == [
+        (0, round(3.5 * 22_050)),
+        (round(27.5 * 22_050), 3 * 22_050),
+        (round(52.5 * 22_050), 6 * 22_050),
+    ]
+    for rate in rates:
+        for begin, seconds in ((1.5, 4.0), (30.5, 2.0), (55.5, 5.0), (58.0, 3.0)):
+            start, frames = round(begin * rate), round(seconds * rate)
+            one, other = (signals.cut(LONG_FILES, rate, start, frames) for signals in (whole, part))
+            np.testing.assert_allclose(one.numpy(), other.numpy(), atol=2e-5)
+            assert np.abs(one[:, : rate // 2].numpy()).max() > 0.05 or begin > 57
+
+
+def test_a_file_that_was_touched_is_read_and_proven_as_a_whole_with_the_same_result(
+    long_song: Song, tmp_path: Path
+) -> None:
+    shutil.copytree(long_song.root, tmp_path / "own")
+    copied = replace(long_song, root=str(tmp_path / "own"))
+    (tmp_path / "own" / "drums.wav").touch()
+    spans = ((1, 6), (30, 33))
+    one, _ = decode_song(long_song, LONG_FILES, {16_000: 1}, spans)
+    other, errors = decode_song(copied, LONG_FILES, {16_000: 1}, spans)
+    assert errors == {}
+    assert np.array_equal(one.cut(LONG_FILES, 16_000, 16_000, 80_000), other.cut(LONG_FILES, 16_000, 16_000, 80_000))
+    damage_one_sample(tmp_path / "own" / "drums.wav")
+    _, errors = decode_song(copied, LONG_FILES, {16_000: 1}, spans)
+    assert {name: error.code for name, error in errors.items()} == {"drums": "changed"}
+
+
+def test_single_stems_can_be_turned_up(song: Song) -> None:
+    signals, _ = decode_song(song, FILES, RATES)
+    loud = signals.cut(["drums", "bass"], 16_000, 0, 16_000, {"bass": 2.0})
+    plain = signals.cut(["drums"], 16_000, 0, 16_000) + 2 * signals.cut(["bass"], 16_000, 0, 16_000)
+    np.testing.assert_allclose(loud.numpy(), plain.numpy(), atol=1e-6)
