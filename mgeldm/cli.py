@@ -82,11 +82,19 @@ def _parsed(parser: "ArgumentParser", arguments: Sequence[str]) -> "Namespace":
     from jsonargparse import ArgumentError
 
     try:
-        return parser.instantiate(parser.parse_args(list(arguments)))
+        return parser.instantiate(parser.parse_args([_underscored(word, parser) for word in arguments]))
     except MGELDMError:
         raise
     except (ArgumentError, ValueError, TypeError) as error:
         raise ConfigError(f"{' '.join(str(error).split())}; see `{parser.prog} --help`") from None
+
+
+def _underscored(word: str, parser: "ArgumentParser") -> str:
+    """``--min-gpus`` as ``--min_gpus``, which is how the options of configurations are called."""
+    name, sign, value = word.partition("=")
+    other = f"--{name[2:].replace('-', '_')}"
+    known = parser._option_string_actions
+    return f"{other}{sign}{value}" if name.startswith("--") and name not in known and other in known else word
 
 
 def _options(parser: "ArgumentParser", *kinds: type) -> None:

@@ -6,6 +6,7 @@ Bad input is the worker's to record in its result; an exception that leaves it i
 
 import logging
 import logging.handlers
+import math
 import os
 import socket
 import sys
@@ -36,15 +37,32 @@ class RunnerConfig:
     workers: int = 0
     """Number of Ray actors; 0: one per CPU (or per GPU where the stage asks for one)."""
     gpus_per_worker: float = 0.0
-    """GPUs that each actor asks Ray for."""
+    """GPUs that each actor asks Ray for; 1 where ``min_gpus`` or ``max_gpus`` is given."""
+    min_gpus: float = 0.0
+    """The job begins when it has so many GPUs."""
+    max_gpus: float = 0.0
+    """Most GPUs at a time. Actors for which there is no room yet are a demand that lets the cluster grow; without work
+    left they go, so that it can shrink. 0: the GPUs that are there at the start."""
+    wait_s: float = 900.0
+    """How long to wait for the first worker, or for ``min_gpus`` GPUs."""
     address: str | None = None
     """Address of a running Ray cluster; None: that of RAY_ADDRESS, or else one is started on this machine."""
     retries: int = 3
     """How often a unit is given out again after its actor died."""
 
     def __post_init__(self) -> None:
-        if self.workers < 0 or self.retries < 0:
-            raise ConfigError(f"workers {self.workers} and retries {self.retries} must not be negative")
+        for name in ("workers", "retries", "gpus_per_worker", "min_gpus", "max_gpus", "wait_s"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name} {getattr(self, name)} must not be negative")
+        if self.max_gpus and self.max_gpus < max(self.min_gpus, self.gpus_each):
+            raise ConfigError(
+                f"max_gpus {self.max_gpus:g} is less than min_gpus {self.min_gpus:g}, or than what one worker takes"
+            )
+
+    @property
+    def gpus_each(self) -> float:
+        """GPUs of an actor."""
+        return self.gpus_per_worker or float(bool(self.min_gpus or self.max_gpus))
 
 
 def run_units(
@@ -112,19 +130,27 @@ def _run_on_ray(
 
     connect(config)
     count, threads = _width(ray.cluster_resources(), len(units), config)
+    least = min(count, math.ceil(config.min_gpus / config.gpus_each)) if config.min_gpus else 1
     died = (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError)
-    actor_class: Any = ray.remote(num_cpus=1, num_gpus=config.gpus_per_worker, max_restarts=-1)(_Actor)
+    actor_class: Any = ray.remote(num_cpus=1, num_gpus=config.gpus_each, max_restarts=-1)(_Actor)
     actors = [actor_class.remote(build, threads, logging.getLogger().level) for _ in range(count)]
     # An actor gets its first unit once it runs: one that the cluster has no room for must not sit on a unit.
     running: dict[Any, tuple[Any, int | None]] = {actor.ready.remote(): (actor, None) for actor in actors}
     pending, deaths, done = deque(range(len(units))), Counter[int](), 0
+    free: list[Any] = []
+    begun, deadline = False, time.monotonic() + config.wait_s
     try:
         while done < len(units):
-            (reference,), _ = ray.wait(list(running))
-            actor, index = running.pop(reference)
+            found, _ = ray.wait(list(running), timeout=None if begun else max(0.0, deadline - time.monotonic()))
+            if not found:
+                raise ConfigError(
+                    f"{len(free)} of {least} workers found room on the Ray cluster within {config.wait_s:g} s; it has "
+                    f"{_said(ray.cluster_resources())}"
+                )
+            actor, index = running.pop(found[0])
             answer: tuple[R, list[logging.LogRecord]] | None = None
             try:
-                answer = ray.get(reference)
+                answer = ray.get(found[0])
             except died as error:
                 if index is not None:
                     _count_death(deaths, index, config.retries, error)
@@ -137,9 +163,15 @@ def _run_on_ray(
                 continue
             except ray.exceptions.RayTaskError as error:
                 raise (error.cause if isinstance(error.cause, Exception) else error) from error
-            if pending:
-                upcoming = pending.popleft()
-                running[actor.call.remote(units[upcoming])] = (actor, upcoming)
+            free.append(actor)
+            begun = begun or len(free) >= least
+            while begun and free:
+                actor = free.pop()
+                if pending:
+                    upcoming = pending.popleft()
+                    running[actor.call.remote(units[upcoming])] = (actor, upcoming)
+                else:
+                    ray.kill(actor)
             if index is not None and answer is not None:
                 result, records = answer
                 _log_again(records)
@@ -153,11 +185,18 @@ def _run_on_ray(
 def _width(resources: Mapping[str, float], units: int, config: RunnerConfig) -> tuple[int, int]:
     """Number of actors, and math threads for each: more than its share of the cores would fight the other actors."""
     cores, gpus = resources.get("CPU", 1), resources.get("GPU", 0)
-    if gpus < config.gpus_per_worker:
-        raise ConfigError(f"each worker asks for {config.gpus_per_worker:g} GPUs, the Ray cluster has {gpus:g} in all")
-    room = gpus / config.gpus_per_worker if config.gpus_per_worker else cores
+    if gpus < config.gpus_each and not config.max_gpus:
+        raise ConfigError(
+            f"each worker asks for {config.gpus_each:g} GPUs, the Ray cluster has {gpus:g}; max_gpus lets it grow"
+        )
+    there = gpus / config.gpus_each if config.gpus_each else cores
+    room = config.max_gpus / config.gpus_each if config.max_gpus else there
     count = max(1, min(config.workers or int(room), units))
-    return count, max(1, int(cores) // count)
+    return count, max(1, int(cores) // max(1, min(count, int(there))))
+
+
+def _said(resources: Mapping[str, float]) -> str:
+    return " and ".join(f"{resources.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))
 
 
 def _count_death(deaths: Counter[int], index: int, retries: int, error: Exception) -> None:

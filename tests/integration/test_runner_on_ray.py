@@ -1,3 +1,4 @@
+import json
 import logging
 import os
 import subprocess
@@ -82,6 +83,46 @@ def test_torch_is_not_forced_on_workers(on_ray: RunnerConfig) -> None:
 def test_gpus_that_are_not_there_are_refused(on_ray: RunnerConfig) -> None:
     with pytest.raises(ConfigError, match="asks for 1 GPUs, the Ray cluster has 0"):
         list(run_units(UNITS, workers.build_square, replace(on_ray, gpus_per_worker=1)))
+
+
+def test_gpus_that_do_not_come_in_time_are_told(on_ray: RunnerConfig) -> None:
+    config = replace(on_ray, max_gpus=2, wait_s=1.0)
+    with pytest.raises(ConfigError, match=r"0 of 1 workers found room .* within 1 s; it has 2 CPUs and 0 GPUs"):
+        list(run_units(UNITS, workers.build_square, config))
+
+
+_GROWING = """
+import functools, json
+import ray
+from ray.cluster_utils import Cluster
+from pipelines.runner import RunnerConfig, run_units
+from tests.support import workers
+
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "num_gpus": 1, "object_store_memory": 80 << 20})
+config = RunnerConfig(address=cluster.address, min_gpus=1, max_gpus=2)
+seen = []
+for index, process in run_units(list(range(24)), functools.partial(workers.build_process_ids, 1.0), config):
+    seen.append(process)
+    if len(seen) == 1:
+        cluster.add_node(num_cpus=2, num_gpus=4, object_store_memory=80 << 20)
+print(json.dumps(seen))
+ray.shutdown()
+cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+def test_workers_join_when_the_cluster_grows_up_to_the_most_that_was_asked_for(tmp_path: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if "RAY" not in key}
+    done = subprocess.run(
+        [sys.executable, "-c", _GROWING], env=environment, capture_output=True, text=True, check=False, timeout=280
+    )
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout.splitlines()[-1])
+    assert len(seen) == 24
+    # The first alone, then both; the node that came would have had room for four.
+    assert len(set(seen)) == 2
+    assert len(set(seen[-4:])) == 2
 
 
 @pytest.mark.slow

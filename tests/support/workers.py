@@ -20,11 +20,11 @@ def build_square() -> Work:
     return lambda unit: unit * unit
 
 
-def build_process_ids() -> Work:
+def build_process_ids(seconds: float = 0.3) -> Work:
     """The process that does the unit, after a moment in which others can start."""
 
     def work(unit: int) -> int:
-        time.sleep(0.3)
+        time.sleep(seconds)
         return os.getpid()
 
     return work

@@ -41,6 +41,15 @@ def test_numbers_must_not_be_negative() -> None:
         RunnerConfig(workers=-1)
     with pytest.raises(ConfigError, match="retries -2"):
         RunnerConfig(retries=-2)
+    with pytest.raises(ConfigError, match="max_gpus 2 is less than min_gpus 3"):
+        RunnerConfig(min_gpus=3, max_gpus=2)
+    with pytest.raises(ConfigError, match="max_gpus 1 is less"):
+        RunnerConfig(gpus_per_worker=2, max_gpus=1)
+    with pytest.raises(ConfigError, match="wait_s nan"):
+        RunnerConfig(wait_s=float("nan"))
+    assert RunnerConfig().gpus_each == 0
+    assert RunnerConfig(max_gpus=4).gpus_each == 1
+    assert RunnerConfig(gpus_per_worker=0.5).gpus_each == 0.5
 
 
 def test_an_address_where_nobody_listens_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
