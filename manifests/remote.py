@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol, TypeVar
 from urllib.parse import unquote
 
@@ -93,6 +93,13 @@ def is_remote(root: str) -> bool:
     """Whether a root is an fsspec URL of something that is no local folder."""
     scheme = _SCHEME.match(root)
     return scheme is not None and scheme[1].lower() not in _LOCAL
+
+
+def parse_root(text: str) -> Path | str:
+    """A root as a person writes it: a URL stays a text, everything else is a folder."""
+    if is_remote(text):
+        return text.rstrip("/")
+    return Path(re.sub(r"^(?:file|local)://", "", text))
 
 
 def is_below(relative: str) -> bool:

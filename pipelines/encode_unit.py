@@ -19,7 +19,8 @@ from manifests.errors import ConfigError
 from manifests.shards import SAMPLE_VERSION, SHARDS_FOLDER, Array, Sample, embedding_count, write_shard
 from manifests.songs import Song
 from manifests.splits import Split, Window
-from manifests.units import Failure, Sidecar, Unit, plan_hash, sidecar_path, unit_name, write_sidecar
+from manifests.store import open_store
+from manifests.units import Failure, Sidecar, Unit, plan_hash, sidecar_name, unit_name, write_sidecar
 from mgeldm.audio import to_channels
 from mgeldm.codec import Codec, load_codec
 from mgeldm.devices import choose_device, keep_freed_memory
@@ -125,7 +126,7 @@ class Encoded:
 class UnitEncoder:
     """Worker of the encode job: one unit is one shard. Models are loaded once per worker."""
 
-    def __init__(self, config: EncodeConfig, out: Path) -> None:
+    def __init__(self, config: EncodeConfig, out: Path | str) -> None:
         self.config, self.out = config, out
         keep_freed_memory()
         self.device = choose_device(config.device)
@@ -140,12 +141,13 @@ class UnitEncoder:
         name = work.name(self.encoder)
         failures: list[Failure] = []
         totals = Totals(self.codec.spec.latent_channels)
-        path = self.out / SHARDS_FOLDER / f"{name}.tar"
+        store, shard = open_store(self.out), f"{name}.tar"
         # A sidecar never stands beside a shard that it was not written for.
-        sidecar_path(self.out, name).unlink(missing_ok=True)
+        store.remove(sidecar_name(name))
+        path = store.location(f"{SHARDS_FOLDER}/{shard}")
         rows, digest, size = write_shard(path, self._samples(work, name, failures, totals))
         sidecar = Sidecar(
-            shard=path.name,
+            shard=shard,
             sha256=digest,
             size=size,
             plan=work.plan,
