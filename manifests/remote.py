@@ -9,7 +9,7 @@ import io
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -125,12 +125,14 @@ def joined(base: str, relative: str) -> str:
     return f"{base}/{relative}" if base else relative
 
 
-def patiently(name: str, action: Callable[[], T]) -> T:
+def patiently(name: str, action: Callable[[], T], delays: Sequence[float] | None = None) -> T:
     """Do ``action``, and again after a while when it fails in a way that may pass. Raises OSError, FINAL ones at once.
+
+    ``delays`` in seconds before the second attempt and each further one; None: `RETRY_DELAYS_S`.
 
     What libraries raise beside OSError (no connection, a broken answer) becomes an OSError in the end.
     """
-    for delay in (*RETRY_DELAYS_S, None):
+    for delay in (*(RETRY_DELAYS_S if delays is None else delays), None):
         try:
             return action()
         except _FINAL:

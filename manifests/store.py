@@ -20,6 +20,8 @@ from manifests.remote import filesystem, is_remote, joined, parse_root, patientl
 
 FETCH_BYTES = 8 << 20
 """One request of a file that is fetched whole."""
+WRITE_DELAYS_S = (0.5, 2.0, 8.0, 30.0)
+"""Before a write is tried again: beside the patience of the store's own client, since work of minutes hangs on it."""
 
 
 class Store(ABC):
@@ -178,12 +180,10 @@ class _Url(Store):
     def check_writable(self, folder: str) -> None:
         probe = f"{folder}/{TEMPORARY_PREFIX}probe"
         try:
-            self.write(probe, b"mgeldm")
-            self.remove(probe)
-        except StoreError as error:
-            raise ConfigError(
-                f"{self.root}: cannot be written ({_reason(error.__cause__)}); choose another place"
-            ) from error
+            patiently(self.location(probe), lambda: self._system.pipe_file(self._path(probe), b"mgeldm"))
+            self._remove(probe)
+        except OSError as error:
+            raise ConfigError(f"{self.root}: cannot be written ({_reason(error)}); choose another place") from error
 
     @contextmanager
     def _creating(self, name: str) -> Iterator[BinaryIO]:
@@ -197,14 +197,24 @@ class _Url(Store):
         def put() -> None:
             self._system.pipe_file(path, content)
             if (size := self._system.info(path)["size"]) != len(content):
+                self._system.rm_file(path)
                 raise OSError(f"{size} bytes arrived of {len(content)}")
 
-        patiently(self.location(name), put)
+        patiently(self.location(name), put, WRITE_DELAYS_S)
 
     def _read(self, name: str, start: int | None, size: int | None) -> bytes:
-        end = None if size is None else (start or 0) + size
-        path = self._path(name)
-        return bytes(patiently(self.location(name), lambda: self._system.cat_file(path, start=start, end=end)))
+        path, end = self._path(name), None if size is None else (start or 0) + size
+
+        def get() -> bytes:
+            try:
+                return bytes(self._system.cat_file(path, start=start, end=end))
+            except OSError:
+                # Stores refuse a range that begins behind the end.
+                if start and start >= self._system.info(path)["size"]:
+                    return b""
+                raise
+
+        return patiently(self.location(name), get)
 
     def _map(self, name: str) -> mmap.mmap:
         length = self._size(name)

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from manifests.atomic import abandoned
 from manifests.errors import ManifestError, PromptError
 from manifests.shards import (
     CARD_FILE,
@@ -27,7 +28,7 @@ from manifests.shards import (
 )
 from manifests.songs import Song, read_songs
 from manifests.splits import Plan, Window, read_splits, texts
-from manifests.store import open_store
+from manifests.store import Store, open_store
 from manifests.units import Sidecar, Unit, assign_units, read_sidecars, read_units, write_failures, write_units
 from mgeldm.codec import Codec, load_codec
 from mgeldm.embedder import Embedder, load_embedder
@@ -185,7 +186,17 @@ def finish(
     write_index(out, [row for sidecar in sidecars for row in sidecar.rows])
     write_readme(out, card)
     write_card(out, card)
+    _remove_leftovers(store)
     return card
+
+
+def _remove_leftovers(store: Store) -> None:
+    """Remove what killed runs were writing, where the file stands now."""
+    for folder in ("", f"{SHARDS_FOLDER}/"):
+        present = store.sizes(folder.rstrip("/"))
+        for name in present:
+            if abandoned(name) in present:
+                store.remove(folder + name)
 
 
 @torch.inference_mode()
