@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from typing import Any
 from manifests.errors import ConfigError
 
 TEMPORARY_PREFIX = ".tmp-"
+_TEMPORARY = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}(?P<pid>[1-9][0-9]*)-(?P<final>.+)", re.DOTALL)
 
 
 @contextmanager
@@ -30,6 +32,23 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         sync_folder(final.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def abandoned(name: str) -> str | None:
+    """What the temporary ``name`` would have become; None for another file, or while its process may be alive.
+
+    A process on another machine counts as dead.
+    """
+    match = _TEMPORARY.fullmatch(name)
+    if match is None:
+        return None
+    try:
+        os.kill(int(match["pid"]), 0)
+    except (ProcessLookupError, OverflowError):
+        return match["final"]
+    except PermissionError:
+        pass  # somebody else's
+    return None
 
 
 def check_writable(folder: Path) -> None:
@@ -59,7 +78,12 @@ def write_bytes(path: Path | str, data: bytes) -> None:
 
 def write_json(path: Path | str, value: Any) -> None:
     """Write ``value`` as readable JSON, keys sorted, atomically."""
-    write_bytes(path, (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode())
+    write_bytes(path, readable_json(value))
+
+
+def readable_json(value: Any) -> bytes:
+    """JSON for people too: indented, keys sorted."""
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n").encode()
 
 
 def canonical_json(value: Any) -> str:

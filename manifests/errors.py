@@ -25,6 +25,10 @@ class ShardError(MGELDMError):
     """A shard, its index or its data set card is missing or damaged."""
 
 
+class StoreError(MGELDMError):
+    """A file of a data set cannot be written or read: the disk is full, the store is down or refuses."""
+
+
 class AudioError(MGELDMError):
     """An audio file cannot be decoded. ``code`` is a problem code of `manifests.problems`."""
 

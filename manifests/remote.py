@@ -9,10 +9,10 @@ import io
 import logging
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol, TypeVar
 from urllib.parse import unquote
 
@@ -95,6 +95,13 @@ def is_remote(root: str) -> bool:
     return scheme is not None and scheme[1].lower() not in _LOCAL
 
 
+def parse_root(text: str) -> Path | str:
+    """A root as a person writes it: a URL stays a text, everything else is a folder."""
+    if is_remote(text):
+        return text.rstrip("/")
+    return Path(re.sub(r"^(?:file|local)://", "", text))
+
+
 def is_below(relative: str) -> bool:
     """Whether a key below a root is a plain path: nothing absolute, empty, ``.`` or ``..``, nor such in disguise."""
     parts = relative.split("/")
@@ -118,12 +125,14 @@ def joined(base: str, relative: str) -> str:
     return f"{base}/{relative}" if base else relative
 
 
-def patiently(name: str, action: Callable[[], T]) -> T:
+def patiently(name: str, action: Callable[[], T], delays: Sequence[float] | None = None) -> T:
     """Do ``action``, and again after a while when it fails in a way that may pass. Raises OSError, FINAL ones at once.
+
+    ``delays`` in seconds before the second attempt and each further one; None: `RETRY_DELAYS_S`.
 
     What libraries raise beside OSError (no connection, a broken answer) becomes an OSError in the end.
     """
-    for delay in (*RETRY_DELAYS_S, None):
+    for delay in (*(RETRY_DELAYS_S if delays is None else delays), None):
         try:
             return action()
         except _FINAL:

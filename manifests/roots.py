@@ -16,7 +16,18 @@ from pathlib import Path
 
 from manifests.cells import Cell
 from manifests.errors import CorpusError
-from manifests.remote import Blob, RemoteFile, entries, filesystem, is_below, is_remote, joined, patiently, stamp
+from manifests.remote import (
+    Blob,
+    RemoteFile,
+    entries,
+    filesystem,
+    is_below,
+    is_remote,
+    joined,
+    parse_root,
+    patiently,
+    stamp,
+)
 from manifests.songs import Stem, inside
 
 METADATA_SUFFIXES = (".yaml", ".yml", ".json", ".jsonl", ".csv", ".tsv", ".txt", ".xml", ".md")
@@ -50,13 +61,6 @@ class OpenRoot:
     def named(self, text: str) -> str:
         """``text`` with the URL where it names the skeleton."""
         return text.replace(str(self.folder), self.root)
-
-
-def parse_root(text: str) -> Path | str:
-    """A root as a person writes it: a URL stays a text, everything else is a folder."""
-    if is_remote(text):
-        return text.rstrip("/")
-    return Path(re.sub(r"^(?:file|local)://", "", text))
 
 
 def locate(root: Path | str, relative: str) -> Path | Blob | None:

@@ -1,6 +1,6 @@
 """The shard sample: the one place that knows what a sample is, how it lies in a tar, and how it is found again.
 
-DATA/
+DATA/, a folder or an fsspec URL
   shards/NAME.tar      WebDataset: KEY.latents.npy  KEY.embeddings.npy  KEY.json  for each sample
   shards/NAME.json     sidecar: marks the shard complete (samples, sha256, plan, encoder, failures)
   index.parquet        one row a sample
@@ -22,15 +22,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+import safetensors.numpy
+from safetensors import SafetensorError
 
-from manifests.atomic import atomic_path, canonical_json, write_json
-from manifests.errors import ShardError
+from manifests.atomic import canonical_json, readable_json
+from manifests.errors import ShardError, StoreError
+from manifests.remote import is_remote
 from manifests.songs import read_table, write_table
+from manifests.store import Store, open_place, open_store
 
 SAMPLE_VERSION = "1"
-INDEX_VERSION = "1"
+INDEX_VERSION = "2"
 TRACKS = ("mix", "submix", "source")
 
 INDEX_FILE = "index.parquet"
@@ -80,6 +82,9 @@ class Sample:
 class IndexRow:
     """Where a sample lies. Offsets are bytes from the beginning of the tar file."""
 
+    root: str = ""
+    """"" where the shard lies in this data set's own folder of shards, else the data set, a full path or URL, that has
+    it in its."""
     shard: str
     offset: int
     size: int
@@ -100,6 +105,7 @@ class IndexRow:
 
 INDEX_SCHEMA = pa.schema(
     [
+        pa.field("root", pa.string(), nullable=False),
         pa.field("shard", pa.string(), nullable=False),
         pa.field("offset", pa.int64(), nullable=False),
         pa.field("size", pa.int64(), nullable=False),
@@ -163,14 +169,15 @@ def encode_array(array: npt.NDArray[Any]) -> bytes:
     return buffer.getvalue()
 
 
-def write_shard(path: Path, samples: Iterable[Sample]) -> tuple[list[IndexRow], str, int]:
+def write_shard(path: Path | str, samples: Iterable[Sample]) -> tuple[list[IndexRow], str, int]:
     """Write samples as a tar atomically. Returns their index rows, the file's SHA-256 and its size in bytes.
 
-    The bytes depend on the samples alone: no times, owners or host names go into the headers.
+    The bytes depend on the samples alone: no times, owners or host names go into the headers. Raises StoreError.
     """
     rows: list[IndexRow] = []
-    with atomic_path(path) as temporary:
-        with tarfile.open(temporary, "w", format=tarfile.USTAR_FORMAT) as tar:
+    store, name = open_place(path)
+    with store.create(name) as file:
+        with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as tar:
             for sample in samples:
                 begin = tar.offset
                 contents = (
@@ -182,15 +189,15 @@ def write_shard(path: Path, samples: Iterable[Sample]) -> tuple[list[IndexRow], 
                     _add(tar, f"{sample.key}.{suffix}", content)
                     for suffix, content in zip(MEMBERS, contents, strict=True)
                 ]
-                rows.append(_row(path.name, sample, begin, tar.offset - begin, offsets, len(contents[-1])))
+                rows.append(_row(name, sample, begin, tar.offset - begin, offsets, len(contents[-1])))
+        size = file.tell()
         digest = hashlib.sha256()
-        with open(temporary, "rb") as handle:
-            for number, row in enumerate(rows):
-                part = handle.read(row.size)
-                digest.update(part)
-                rows[number] = replace(row, checksum=hashlib.sha256(part).hexdigest())
-            digest.update(handle.read())
-        size = temporary.stat().st_size
+        file.seek(0)
+        for number, row in enumerate(rows):
+            part = file.read(row.size)
+            digest.update(part)
+            rows[number] = replace(row, checksum=hashlib.sha256(part).hexdigest())
+        digest.update(file.read())
     return rows, digest.hexdigest(), size
 
 
@@ -223,32 +230,33 @@ def _row(shard: str, sample: Sample, begin: int, size: int, offsets: list[int], 
     )
 
 
-def write_index(data: Path, rows: Iterable[IndexRow]) -> None:
-    """Write ``index.parquet``, rows sorted by shard and offset."""
-    ordered = sorted(rows, key=lambda row: (row.shard, row.offset))
+def write_index(data: Path | str, rows: Iterable[IndexRow]) -> None:
+    """Write ``index.parquet``, rows sorted by root, shard and offset. Raises StoreError."""
+    ordered = sorted(rows, key=lambda row: (row.root, row.shard, row.offset))
     table = pa.Table.from_pylist([asdict(row) for row in ordered], schema=INDEX_SCHEMA)
-    write_table(data / INDEX_FILE, table, "index", INDEX_VERSION, {})
+    write_table(open_store(data).location(INDEX_FILE), table, "index", INDEX_VERSION, {})
 
 
-def read_index(data: Path) -> list[IndexRow]:
-    """Read ``index.parquet`` of a data set folder. Raises ManifestError."""
-    table, _ = read_table(data / INDEX_FILE, "index", INDEX_VERSION, INDEX_SCHEMA)
+def read_index(data: Path | str) -> list[IndexRow]:
+    """Read ``index.parquet`` of a data set. Raises ManifestError or StoreError."""
+    table, _ = read_table(open_store(data).location(INDEX_FILE), "index", INDEX_VERSION, INDEX_SCHEMA)
     return [IndexRow(**{**row, "instruments": tuple(row["instruments"])}) for row in table.to_pylist()]
 
 
-def write_card(data: Path, card: DatasetCard) -> None:
-    """Write ``dataset.json``."""
-    write_json(data / CARD_FILE, asdict(card))
+def write_card(data: Path | str, card: DatasetCard) -> None:
+    """Write ``dataset.json``. Raises StoreError."""
+    open_store(data).write(CARD_FILE, readable_json(asdict(card)))
 
 
-def read_card(data: Path) -> DatasetCard:
-    """Read ``dataset.json``. Raises ShardError."""
-    path = data / CARD_FILE
+def read_card(data: Path | str) -> DatasetCard:
+    """Read ``dataset.json``. Raises ShardError or StoreError."""
+    store = open_store(data)
+    path = store.location(CARD_FILE)
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(store.read(CARD_FILE))
     except FileNotFoundError:
         raise ShardError(f"{path}: missing; {data} is no finished data set (run `mgeldm encode` to its end)") from None
-    except (OSError, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ShardError(f"{path}: not readable ({error})") from None
     if not isinstance(raw, dict):
         raise ShardError(f"{path}: not a data set card")
@@ -263,37 +271,45 @@ def read_card(data: Path) -> DatasetCard:
         raise ShardError(f"{path}: not a data set card ({error})") from None
 
 
-def write_prompts(path: Path, prompts: Mapping[str, npt.NDArray[np.float32]]) -> None:
-    """Write text embeddings: one tensor ``[P, D]`` and, in the metadata, the list of texts."""
+def write_prompts(path: Path | str, prompts: Mapping[str, npt.NDArray[np.float32]]) -> None:
+    """Write text embeddings: one tensor ``[P, D]`` and, in the metadata, the list of texts. Raises StoreError."""
     texts = sorted(prompts)
-    with atomic_path(path) as temporary:
-        save_file({"embeddings": np.stack([prompts[text] for text in texts])}, temporary, {"texts": json.dumps(texts)})
+    store, name = open_place(path)
+    vectors = {"embeddings": np.stack([prompts[text] for text in texts])}
+    store.write(name, safetensors.numpy.save(vectors, {"texts": json.dumps(texts)}))
 
 
-def read_prompts(data: Path) -> dict[str, npt.NDArray[np.float32]]:
-    """Text -> embedding ``[D]`` of a data set folder. Raises ShardError."""
-    path = data / PROMPTS_FILE
+def read_prompts(data: Path | str) -> dict[str, npt.NDArray[np.float32]]:
+    """Text -> embedding ``[D]`` of a data set. Raises ShardError or StoreError."""
+    store = open_store(data)
     try:
-        with safe_open(path, "np") as handle:
-            texts = json.loads((handle.metadata() or {})["texts"])
-            return dict(zip(texts, handle.get_tensor("embeddings"), strict=True))
+        content = store.read(PROMPTS_FILE)
+        # The library has no reader of metadata that are not in a file.
+        head = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        texts = json.loads(head["__metadata__"]["texts"])
+        return dict(zip(texts, safetensors.numpy.load(content)["embeddings"], strict=True))
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-        raise ShardError(f"{path}: not readable ({error}); encode writes it anew") from None
+        if isinstance(error, StoreError):
+            raise
+        place = store.location(PROMPTS_FILE)
+        raise ShardError(f"{place}: not readable ({error}); encode writes it anew") from None
 
 
 class ShardReader:
-    """Random access to the samples of a data set folder: ``reader[window_id]``.
+    """Random access to the samples of a data set: ``reader[window_id]``.
 
-    Shards are mapped into memory, not read: only the pages of the samples that are asked for are touched.
+    Shards of a folder are mapped into memory, not read: only the pages of the samples that are asked for are touched.
+    Of a remote shard each sample is one request.
     """
 
     def __init__(self, data: Path | str) -> None:
-        """Open a data set folder. Raises ManifestError or ShardError."""
-        self.data = Path(data)
-        self.card = read_card(self.data)
-        self.rows = read_index(self.data)
+        """Open a data set folder or URL. Raises ManifestError, ShardError or StoreError."""
+        self.data = str(data)
+        self.card = read_card(data)
+        self.rows = read_index(data)
         self._by_key = {row.key: row for row in self.rows}
-        self._maps: dict[str, mmap.mmap] = {}
+        self._stores = {root: open_store(root or data) for root in {row.root for row in self.rows}}
+        self._maps: dict[tuple[str, str], mmap.mmap] = {}
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -305,59 +321,72 @@ class ShardReader:
         return key in self._by_key
 
     def __getitem__(self, key: str) -> Sample:
-        """The sample of a window id. Raises KeyError for an unknown id and ShardError for a damaged shard."""
+        """The sample of a window id. Raises KeyError for an unknown id, and as `read`."""
         return self.read(self._by_key[key])
 
     def read(self, row: IndexRow) -> Sample:
-        """The sample at an index row. Raises ShardError when the shard is missing or damaged there."""
-        return read_sample(self._map(row.shard), row, self.data / SHARDS_FOLDER / row.shard)
+        """The sample at an index row. Raises ShardError when the shard is missing or damaged there, or StoreError."""
+        return read_sample(self.raw(row), row, self._stores[row.root].location(shard_name(row)))
 
-    def raw(self, row: IndexRow) -> bytes:
-        """The sample's bytes in the tar, as the checksum of the index covers them."""
-        return self._map(row.shard)[row.offset : row.offset + row.size]
+    def raw(self, row: IndexRow) -> memoryview:
+        """The sample's bytes in the tar, as the checksum of the index covers them. Raises as `read`."""
+        store, name = self._stores[row.root], shard_name(row)
+        if is_remote(store.root):
+            try:
+                return memoryview(store.read_range(name, row.offset, row.size))
+            except FileNotFoundError:
+                raise ShardError(f"{store.location(name)}: missing, though the index names it") from None
+        if (row.root, row.shard) not in self._maps:
+            self._maps[row.root, row.shard] = map_shard(store, name)
+        return sample_bytes(self._maps[row.root, row.shard], row)
 
-    def _map(self, shard: str) -> mmap.mmap:
-        if shard not in self._maps:
-            self._maps[shard] = map_shard(self.data / SHARDS_FOLDER / shard)
-        return self._maps[shard]
+
+def shard_name(row: IndexRow) -> str:
+    """Name of the row's shard in the data set that it lies in."""
+    return f"{SHARDS_FOLDER}/{row.shard}"
 
 
-def map_shard(path: Path) -> mmap.mmap:
+def map_shard(store: Store, name: str) -> mmap.mmap:
     """Map a shard into memory. Raises ShardError."""
     try:
-        with open(path, "rb") as handle:
-            return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+        return store.map(name)
     except (OSError, ValueError) as error:
-        raise ShardError(f"{path}: cannot be opened ({error}), though the index names it") from None
+        raise ShardError(f"{store.location(name)}: cannot be opened ({error}), though the index names it") from None
 
 
-def read_sample(shard: mmap.mmap, row: IndexRow, path: Path) -> Sample:
-    """The sample of ``row`` in the mapped shard; its arrays are read-only views. Raises ShardError that names ``path``.
+def sample_bytes(shard: mmap.mmap, row: IndexRow) -> memoryview:
+    """The bytes of a sample, fewer where the shard ends before; nothing is copied."""
+    return memoryview(shard)[row.offset : row.offset + row.size]
+
+
+def read_sample(content: memoryview, row: IndexRow, place: str) -> Sample:
+    """The sample of ``row`` from its bytes; its arrays are read-only views. Raises ShardError that names ``place``.
 
     Only headers are checked, not the checksum, which would touch every page.
     """
-    if row.offset + row.size > len(shard):
-        raise ShardError(f"{path}: ends before sample {row.key}; verify the shards")
+    if len(content) < row.size:
+        raise ShardError(f"{place}: ends before sample {row.key}; verify the shards")
+    json_begin = row.json_offset - row.offset
     try:
         return Sample(
             key=row.key,
-            latents=_array(shard, row.latents_offset, row.offset + row.size),
-            embeddings=_array(shard, row.embeddings_offset, row.offset + row.size),
-            meta=json.loads(shard[row.json_offset : row.json_offset + row.json_size]),
+            latents=_array(content, row.latents_offset - row.offset),
+            embeddings=_array(content, row.embeddings_offset - row.offset),
+            meta=json.loads(bytes(content[json_begin : json_begin + row.json_size])),
         )
     # Damaged bytes make the parsers of JSON and of npy headers raise almost anything.
     except Exception as error:
-        raise ShardError(f"{path}: sample {row.key} is damaged ({error!r}); verify the shards") from error
+        raise ShardError(f"{place}: sample {row.key} is damaged ({error!r}); verify the shards") from error
 
 
-def _array(shard: mmap.mmap, begin: int, end: int) -> Array:
-    """The ``.npy`` at ``begin``, which lies before ``end``."""
-    header = io.BytesIO(shard[begin : min(end, begin + tarfile.BLOCKSIZE)])
+def _array(content: memoryview, begin: int) -> Array:
+    """The ``.npy`` at ``begin``."""
+    header = io.BytesIO(content[begin : begin + tarfile.BLOCKSIZE])
     version = np.lib.format.read_magic(header)
     if version != (1, 0):
         raise ValueError(f"npy version {version}")
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(header)
     count = int(np.prod(shape))
-    if fortran or dtype != np.float16 or not 0 <= count <= (end - begin - header.tell()) // 2:
+    if fortran or dtype != np.float16 or not 0 <= count <= (len(content) - begin - header.tell()) // 2:
         raise ValueError(f"npy of {dtype} {shape}, Fortran order {fortran}")
-    return np.frombuffer(shard, np.float16, count, begin + header.tell()).reshape(shape)
+    return np.frombuffer(content, np.float16, count, begin + header.tell()).reshape(shape)

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,9 +15,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from manifests.atomic import atomic_path, canonical_json
+from manifests.atomic import canonical_json
 from manifests.errors import ManifestError
 from manifests.problems import PROBLEMS, Effect, effect
+from manifests.remote import parse_root
+from manifests.store import open_place
 
 SONGS_VERSION = "2"
 ACTIVITY_FRAME_S = 0.1
@@ -200,9 +203,10 @@ def write_batches(
 ) -> None:
     """`write_table` of a table that comes in parts; parts of `ROW_GROUP` rows give the bytes of the whole."""
     keys = {f"mgeldm.{kind}.version": version} | {f"mgeldm.{key}": value for key, value in metadata.items()}
+    store, name = open_place(path)
     with (
-        atomic_path(path) as temporary,
-        pq.ParquetWriter(temporary, schema.with_metadata(keys), compression="zstd") as writer,
+        store.create(name) as file,
+        pq.ParquetWriter(file, schema.with_metadata(keys), compression="zstd") as writer,
     ):
         for table in tables:
             writer.write_table(table.replace_schema_metadata(keys), row_group_size=ROW_GROUP)
@@ -217,10 +221,18 @@ def open_table(
     Raises:
         ManifestError: no such file, not Parquet, another kind or version, or other columns.
     """
-    if not Path(path).exists():
-        raise ManifestError(f"{path}: no such file; it is made by an earlier stage (see `mgeldm --help`)")
+    missing = f"{path}: no such file; it is made by an earlier stage (see `mgeldm --help`)"
+    source: Path | str | BytesIO = parse_root(str(path))
+    if isinstance(source, str):
+        store, name = open_place(source)
+        try:
+            source = BytesIO(store.read(name))
+        except FileNotFoundError:
+            raise ManifestError(missing) from None
+    elif not source.exists():  # type: ignore[union-attr]
+        raise ManifestError(missing)
     with reading(path):
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(source)
     with file:
         found = file.schema_arrow
         entries = (found.metadata or {}).items()

@@ -6,6 +6,7 @@ touch no old one.
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from operator import itemgetter
@@ -14,16 +15,19 @@ from typing import Any
 
 import pyarrow as pa
 
-from manifests.atomic import content_hash, write_json
-from manifests.errors import ShardError
+from manifests.atomic import content_hash, readable_json
+from manifests.errors import ShardError, StoreError
 from manifests.shards import SHARDS_FOLDER, IndexRow
 from manifests.songs import Song, read_table, write_table
 from manifests.splits import Window
+from manifests.store import open_store
 
 UNITS_VERSION = "1"
 FAILURES_VERSION = "1"
 UNITS_FILE = "units.parquet"
 FAILURES_FILE = "failures.parquet"
+_READERS = 16
+"""Sidecars that are asked for at a time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,60 +130,81 @@ def unit_name(unit: Unit, plan: str, encoder: str) -> str:
     return f"{unit.corpus}-{unit.subset}-{content_hash([plan, encoder], 12)}"
 
 
-def write_units(data: Path, units: Sequence[Unit]) -> None:
-    """Write ``units.parquet``."""
+def write_units(data: Path | str, units: Sequence[Unit]) -> None:
+    """Write ``units.parquet``. Raises StoreError."""
     table = pa.Table.from_pylist([asdict(unit) for unit in units], schema=UNITS_SCHEMA)
-    write_table(data / UNITS_FILE, table, "units", UNITS_VERSION, {})
+    write_table(open_store(data).location(UNITS_FILE), table, "units", UNITS_VERSION, {})
 
 
-def read_units(data: Path) -> list[Unit]:
-    """Read ``units.parquet``; none when it does not exist. Raises ManifestError."""
-    if not (data / UNITS_FILE).exists():
+def read_units(data: Path | str) -> list[Unit]:
+    """Read ``units.parquet``; none when it does not exist. Raises ManifestError or StoreError."""
+    store = open_store(data)
+    if not store.exists(UNITS_FILE):
         return []
-    table, _ = read_table(data / UNITS_FILE, "units", UNITS_VERSION, UNITS_SCHEMA)
+    table, _ = read_table(store.location(UNITS_FILE), "units", UNITS_VERSION, UNITS_SCHEMA)
     return [Unit(**{**row, "songs": tuple(row["songs"])}) for row in table.to_pylist()]
 
 
-def write_failures(data: Path, failures: Iterable[Failure]) -> None:
-    """Write ``failures.parquet``, sorted by window."""
+def write_failures(data: Path | str, failures: Iterable[Failure]) -> None:
+    """Write ``failures.parquet``, sorted by window. Raises StoreError."""
     ordered = sorted(failures, key=lambda failure: failure.window_id)
     table = pa.Table.from_pylist([asdict(failure) for failure in ordered], schema=FAILURES_SCHEMA)
-    write_table(data / FAILURES_FILE, table, "failures", FAILURES_VERSION, {})
+    write_table(open_store(data).location(FAILURES_FILE), table, "failures", FAILURES_VERSION, {})
 
 
-def read_failures(data: Path) -> list[Failure]:
-    """Read ``failures.parquet``. Raises ManifestError."""
-    table, _ = read_table(data / FAILURES_FILE, "failures", FAILURES_VERSION, FAILURES_SCHEMA)
+def read_failures(data: Path | str) -> list[Failure]:
+    """Read ``failures.parquet``. Raises ManifestError or StoreError."""
+    table, _ = read_table(open_store(data).location(FAILURES_FILE), "failures", FAILURES_VERSION, FAILURES_SCHEMA)
     return [Failure(**row) for row in table.to_pylist()]
 
 
-def sidecar_path(data: Path, name: str) -> Path:
-    """Where the sidecar of a shard lies."""
-    return data / SHARDS_FOLDER / f"{name}.json"
+def sidecar_name(name: str) -> str:
+    """Where in the data set the sidecar of a shard lies."""
+    return f"{SHARDS_FOLDER}/{name}.json"
 
 
-def write_sidecar(data: Path, name: str, sidecar: Sidecar) -> None:
-    """Write the sidecar; from then on the shard counts as complete."""
-    write_json(sidecar_path(data, name), asdict(sidecar))
+def write_sidecar(data: Path | str, name: str, sidecar: Sidecar) -> None:
+    """Write the sidecar; from then on the shard counts as complete. Raises StoreError."""
+    open_store(data).write(sidecar_name(name), readable_json(asdict(sidecar)))
 
 
-def read_sidecar(data: Path, name: str) -> Sidecar | None:
-    """The sidecar of a complete shard, or None where the shard is not there, not whole or not readable."""
+def read_sidecars(data: Path | str, names: Iterable[str]) -> dict[str, Sidecar | None]:
+    """Name -> the sidecar of a complete shard, or None where the shard is not there, not whole or not readable.
+
+    One listing, then only sidecars that have a shard beside them are read, many at a time. Raises StoreError.
+    """
+    store = open_store(data)
+    sizes = store.sizes(SHARDS_FOLDER)
+
+    def read(name: str) -> Sidecar | None:
+        if f"{name}.tar" not in sizes or f"{name}.json" not in sizes:
+            return None
+        try:
+            sidecar = parse_sidecar(data, name)
+        except ShardError:
+            return None
+        return sidecar if sizes.get(sidecar.shard) == sidecar.size else None
+
+    wanted = list(names)
+    with ThreadPoolExecutor(_READERS) as pool:
+        return dict(zip(wanted, pool.map(read, wanted), strict=True))
+
+
+def parse_sidecar(data: Path | str, name: str) -> Sidecar:
+    """Read a sidecar, whatever the shard beside it is like.
+
+    Raises:
+        ShardError: it is not there or no sidecar.
+        StoreError: it cannot be read.
+    """
+    store = open_store(data)
     try:
-        sidecar = parse_sidecar(sidecar_path(data, name))
-        complete = (data / SHARDS_FOLDER / sidecar.shard).stat().st_size == sidecar.size
-    except (ShardError, OSError):
-        return None
-    return sidecar if complete else None
-
-
-def parse_sidecar(path: Path) -> Sidecar:
-    """Read a sidecar, whatever the shard beside it is like. Raises ShardError."""
-    try:
-        raw: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
+        raw: dict[str, Any] = dict(json.loads(store.read(sidecar_name(name))))
         raw["rows"] = tuple(IndexRow(**{**row, "instruments": tuple(row["instruments"])}) for row in raw["rows"])
         raw["failures"] = tuple(Failure(**failure) for failure in raw["failures"])
         raw |= {name: tuple(raw[name]) for name in ("latent_sum", "latent_squares", "songs")}
         return Sidecar(**raw)
+    except StoreError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ShardError(f"{path}: not a readable sidecar ({error!r})") from None
+        raise ShardError(f"{store.location(sidecar_name(name))}: not a readable sidecar ({error!r})") from None

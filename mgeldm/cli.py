@@ -127,7 +127,7 @@ def _show(summary: dict[str, Any], as_json: bool) -> None:
 
 def _scan(arguments: Sequence[str]) -> int:
     from manifests.problems import is_failure
-    from manifests.roots import parse_root
+    from manifests.remote import parse_root
     from pipelines.runner import RunnerConfig
     from pipelines.scan import ScanConfig, preview, scan
 
@@ -152,7 +152,7 @@ def _scan(arguments: Sequence[str]) -> int:
 
 def _corpus(arguments: Sequence[str]) -> int:
     from manifests.corpora.check import check, describe, describe_all, summary
-    from manifests.roots import parse_root
+    from manifests.remote import parse_root
 
     parser = _parser("corpus", "mgeldm corpus check my-layout.yaml /data/mine")
     parser.add_argument(
@@ -243,6 +243,7 @@ def _split(arguments: Sequence[str]) -> int:
 
 
 def _encode(arguments: Sequence[str]) -> int:
+    from manifests.remote import parse_root
     from pipelines.encode import encode, preview
     from pipelines.encode_config import EncodeConfig
     from pipelines.runner import RunnerConfig
@@ -250,27 +251,28 @@ def _encode(arguments: Sequence[str]) -> int:
     parser = _parser("encode", "mgeldm encode splits.parquet --songs songs.parquet --out DATA")
     parser.add_argument("splits", type=Path, help="plan of `mgeldm split`")
     parser.add_argument("--songs", type=Path, required=True, help="manifest that the plan was drawn from")
-    parser.add_argument("--out", type=Path, required=True, help="data set folder to write")
+    parser.add_argument("--out", required=True, metavar="DATA", help="data set to write: a folder or an fsspec URL")
     parser.add_argument("--dry-run", action="store_true", help="count units, windows, hours and bytes, encode nothing")
     _options(parser, EncodeConfig, RunnerConfig)
     parsed = _parsed(parser, arguments)
-    config = _made(EncodeConfig, parsed)
+    config, out = _made(EncodeConfig, parsed), parse_root(parsed.out)
     if parsed.dry_run:
-        _show(preview(parsed.splits, parsed.songs, parsed.out, config), parsed.json)
+        _show(preview(parsed.splits, parsed.songs, out, config), parsed.json)
         return OK
-    summary = encode(parsed.splits, parsed.songs, parsed.out, config=config, runner=_made(RunnerConfig, parsed))
+    summary = encode(parsed.splits, parsed.songs, out, config=config, runner=_made(RunnerConfig, parsed))
     _show(asdict(summary), parsed.json)
     return FAILED_ITEMS if summary.failures else OK
 
 
 def _shards(arguments: Sequence[str]) -> int:
+    from manifests.remote import parse_root
     from pipelines.verify import verify
 
     parser = _parser("shards", "mgeldm shards verify DATA")
     parser.add_argument("action", choices=["verify"], help="check every shard against sidecar, index and card")
-    parser.add_argument("data", type=Path, help="data set folder of `mgeldm encode`")
+    parser.add_argument("data", metavar="DATA", help="data set of `mgeldm encode`: a folder or an fsspec URL")
     parsed = _parsed(parser, arguments)
-    report = verify(parsed.data)
+    report = verify(parse_root(parsed.data))
     _show(asdict(report), parsed.json)
     return FAILED_ITEMS if report.problems else OK
 
@@ -299,12 +301,15 @@ def _train(arguments: Sequence[str]) -> int:
     return OK
 
 
-def _weighted(text: str) -> tuple[Path, float | None]:
+def _weighted(text: str) -> tuple[Path | str, float | None]:
+    from manifests.remote import parse_root
+
     path, sign, weight = text.rpartition("=")
-    if not sign or Path(text).exists():
-        return Path(text), None
+    # A "=" further up in a path or URL is part of it.
+    if not sign or "/" in weight or Path(text).exists():
+        return parse_root(text), None
     try:
-        return Path(path), float(weight)
+        return parse_root(path), float(weight)
     except ValueError:
         raise ConfigError(f"--data {text}: the weight after '=' is not a number") from None
 

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import yaml
 
-from manifests.atomic import write_bytes
 from manifests.shards import DatasetCard
+from manifests.store import open_store
 
 
-def write_readme(data: Path, card: DatasetCard) -> None:
-    """Write ``README.md`` from the card."""
+def write_readme(data: Path | str, card: DatasetCard) -> None:
+    """Write ``README.md`` from the card. Raises StoreError."""
     licenses = sorted(card.licenses)
     front = {
         "license": (licenses[0].lower() or "unknown") if len(licenses) == 1 else "other",
@@ -49,7 +49,7 @@ def write_readme(data: Path, card: DatasetCard) -> None:
         "`index.parquet` says where each sample lies; `prompts.safetensors` holds the text embeddings.",
         "",
     ]
-    write_bytes(data / "README.md", "\n".join(lines).encode())
+    open_store(data).write("README.md", "\n".join(lines).encode())
 
 
 def _table(head: str, unit: str, counts: dict[str, int]) -> list[str]:

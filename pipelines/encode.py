@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from manifests.atomic import check_writable
+from manifests.atomic import abandoned
 from manifests.errors import ManifestError, PromptError
 from manifests.shards import (
     CARD_FILE,
@@ -28,7 +28,8 @@ from manifests.shards import (
 )
 from manifests.songs import Song, read_songs
 from manifests.splits import Plan, Window, read_splits, texts
-from manifests.units import Sidecar, Unit, assign_units, read_sidecar, read_units, write_failures, write_units
+from manifests.store import Store, open_store
+from manifests.units import Sidecar, Unit, assign_units, read_sidecars, read_units, write_failures, write_units
 from mgeldm.codec import Codec, load_codec
 from mgeldm.embedder import Embedder, load_embedder
 from mgeldm.progress import progress
@@ -65,12 +66,12 @@ class EncodeSummary:
 def encode(
     splits: Path,
     songs: Path,
-    out: Path,
+    out: Path | str,
     *,
     config: EncodeConfig | None = None,
     runner: RunnerConfig | None = None,
 ) -> EncodeSummary:
-    """Encode the plan ``splits`` over the manifest ``songs`` into the data set folder ``out``.
+    """Encode the plan ``splits`` over the manifest ``songs`` into the data set ``out``, a folder or URL.
 
     A shard whose sidecar stands is never made again; after a kill, the same call goes on. A change of plan, audio or
     encoder changes the shard's name. The index names the shards of this plan only.
@@ -79,19 +80,20 @@ def encode(
         ManifestError: plan or manifest cannot be used, or do not belong together.
         CheckpointError: codec or embedder cannot be loaded.
         ConfigError: ``out`` cannot be written.
+        StoreError: a file of ``out`` cannot be written or read in the end.
     """
     config, runner = config or EncodeConfig(), runner or RunnerConfig()
     begin = time.monotonic()
     plan, by_id = read_splits(splits), _songs_by_id(songs)
     windows = _windows_by_song(plan, by_id, splits, songs)
     encoder = encoder_identity(config, load_codec(config.codec), load_embedder(config.embedder))
-    check_writable(out / SHARDS_FOLDER)
+    open_store(out).check_writable(SHARDS_FOLDER)
     known = read_units(out)
     units = assign_units(known, windows, by_id, config.windows_per_shard)
     if len(units) > len(known):
         write_units(out, units)
     works = list_work(units, windows, by_id)
-    sealed = {work.name(encoder): read_sidecar(out, work.name(encoder)) for work in works}
+    sealed = read_sidecars(out, [work.name(encoder) for work in works])
     todo = _waiting(works, sealed.values(), config)
     spent: Counter[str] = Counter()
     total, waiting = (sum(work.size for work in some) for some in (works, todo))
@@ -121,7 +123,7 @@ def _profile(spent: Mapping[str, float]) -> dict[str, float]:
     return {name: round(seconds / available, 4) for name, seconds in sorted(spent.items()) if name != "available"}
 
 
-def preview(splits: Path, songs: Path, out: Path, config: EncodeConfig | None = None) -> dict[str, Any]:
+def preview(splits: Path, songs: Path, out: Path | str, config: EncodeConfig | None = None) -> dict[str, Any]:
     """What `encode` would do: units, windows, hours of signal through the codec, bytes of all shards. Writes nothing.
 
     Raises:
@@ -133,7 +135,8 @@ def preview(splits: Path, songs: Path, out: Path, config: EncodeConfig | None = 
     codec, embedder = load_codec(config.codec), load_embedder(config.embedder)
     encoder = encoder_identity(config, codec, embedder)
     works = list_work(assign_units(read_units(out), windows, by_id, config.windows_per_shard), windows, by_id)
-    todo = _waiting(works, (read_sidecar(out, work.name(encoder)) for work in works), config)
+    sealed = read_sidecars(out, [work.name(encoder) for work in works])
+    todo = _waiting(works, sealed.values(), config)
     bytes_, hours = 0, 0.0
     for window in plan.windows:
         tracks = track_stems(window.splits)
@@ -170,23 +173,34 @@ def list_work(
 
 
 def finish(
-    out: Path, sidecars: Sequence[Sidecar], plan: Plan, songs: Mapping[str, Song], config: EncodeConfig
+    out: Path | str, sidecars: Sequence[Sidecar], plan: Plan, songs: Mapping[str, Song], config: EncodeConfig
 ) -> DatasetCard:
     """Write prompts, failures, index, README and card of a data set from its sidecars."""
-    named = {sidecar.shard for sidecar in sidecars}
-    if others := [path for path in (out / SHARDS_FOLDER).glob("[!.]*.tar") if path.name not in named]:
+    store, named = open_store(out), {sidecar.shard for sidecar in sidecars}
+    present = [name for name in store.sizes(SHARDS_FOLDER) if name.endswith(".tar") and not name.startswith(".")]
+    if others := set(present) - named:
         logger.warning("%s: %d shards hold no window of this plan and leave the index", out, len(others))
     codec, embedder = load_codec(config.codec), load_embedder(config.embedder)
     prompts = embed_prompts(embedder, texts(plan.windows), config)
     card = _card(sidecars, songs, config, codec, embedder)
     # Until all is written there is no card, so that nobody takes the new index for one of the old encoder.
-    (out / CARD_FILE).unlink(missing_ok=True)
-    write_prompts(out / PROMPTS_FILE, prompts)
+    store.remove(CARD_FILE)
+    write_prompts(store.location(PROMPTS_FILE), prompts)
     write_failures(out, [failure for sidecar in sidecars for failure in sidecar.failures])
     write_index(out, [row for sidecar in sidecars for row in sidecar.rows])
     write_readme(out, card)
     write_card(out, card)
+    _remove_leftovers(store)
     return card
+
+
+def _remove_leftovers(store: Store) -> None:
+    """Remove what killed runs were writing, where the file stands now."""
+    for folder in ("", f"{SHARDS_FOLDER}/"):
+        present = store.sizes(folder.rstrip("/"))
+        for name in present:
+            if abandoned(name) in present:
+                store.remove(folder + name)
 
 
 @torch.inference_mode()

@@ -12,7 +12,8 @@ import torch
 from manifests.shards import SHARDS_FOLDER, Sample, write_shard
 from manifests.songs import Song
 from manifests.splits import Window
-from manifests.units import Failure, Sidecar, Unit, plan_hash, sidecar_path, unit_name, write_sidecar
+from manifests.store import open_store
+from manifests.units import Failure, Sidecar, Unit, plan_hash, sidecar_name, unit_name, write_sidecar
 from pipelines.encode_config import EncodeConfig
 from pipelines.encode_windows import WindowEncoder, WindowError
 
@@ -53,7 +54,7 @@ class UnitResult:
 class UnitEncoder:
     """Worker of the encode job: one unit is one shard. Models are loaded once per worker."""
 
-    def __init__(self, config: EncodeConfig, out: Path) -> None:
+    def __init__(self, config: EncodeConfig, out: Path | str) -> None:
         self.out, self.windows = out, WindowEncoder(config)
 
     def __call__(self, work: UnitWork) -> UnitResult:
@@ -64,12 +65,13 @@ class UnitEncoder:
         name = work.name(self.windows.encoder)
         failures: list[Failure] = []
         totals = Totals(self.windows.codec.spec.latent_channels)
-        path = self.out / SHARDS_FOLDER / f"{name}.tar"
+        store, shard = open_store(self.out), f"{name}.tar"
         # A sidecar never stands beside a shard that it was not written for.
-        sidecar_path(self.out, name).unlink(missing_ok=True)
+        store.remove(sidecar_name(name))
+        path = store.location(f"{SHARDS_FOLDER}/{shard}")
         rows, digest, size = write_shard(path, self._samples(work, name, failures, totals))
         sidecar = Sidecar(
-            shard=path.name,
+            shard=shard,
             sha256=digest,
             size=size,
             plan=work.plan,

@@ -6,7 +6,7 @@ import tarfile
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -28,8 +28,10 @@ from manifests.shards import (
     read_index,
     read_prompts,
     read_sample,
+    sample_bytes,
 )
-from manifests.units import FAILURES_FILE, Failure, parse_sidecar, read_failures
+from manifests.store import open_store
+from manifests.units import FAILURES_FILE, Failure, Sidecar, parse_sidecar, read_failures
 from mgeldm.progress import progress
 
 T = TypeVar("T")
@@ -70,20 +72,22 @@ class VerifyReport:
     """Nothing is lost, but a person may want to know."""
 
 
-def verify(data: Path) -> VerifyReport:
-    """Check the data set folder ``data``; whatever is damaged becomes a problem of the report.
+def verify(data: Path | str) -> VerifyReport:
+    """Check the data set ``data``, a folder or URL; whatever is damaged becomes a problem of the report.
 
     Raises:
-        ShardError: there is no such folder.
+        ShardError: there is no such folder, or nothing below the URL.
+        StoreError: it cannot be listed.
     """
-    if not data.is_dir():
+    store = open_store(data)
+    if not store.sizes() and not store.sizes(SHARDS_FOLDER) and not Path(store.root).is_dir():
         raise ShardError(f"{data}: no such folder")
     return _Verifier(data).run()
 
 
 class _Verifier:
-    def __init__(self, data: Path) -> None:
-        self.data = data
+    def __init__(self, data: Path | str) -> None:
+        self.data, self.store = data, open_store(data)
         self.problems: list[Finding] = []
         self.card: DatasetCard | None = self._read(CARD_FILE, read_card)
         self.rows: list[IndexRow] = self._read(INDEX_FILE, read_index) or []
@@ -95,15 +99,19 @@ class _Verifier:
 
     def run(self) -> VerifyReport:
         """Look at everything."""
-        by_shard: dict[str, list[IndexRow]] = defaultdict(list)
+        by_shard: dict[tuple[str, str], list[IndexRow]] = defaultdict(list)
         for row in self.rows:
-            by_shard[row.shard].append(row)
+            by_shard[row.root, row.shard].append(row)
         # A shard whose every window failed has no row.
-        named = sorted({*by_shard, *(f"{failure.unit}.tar" for failure in self.failures)})
+        rowless = {f"{failure.unit}.tar" for failure in self.failures} - {shard for _, shard in by_shard}
+        # Of a data set that was put together by index, nothing says in which other one it lies.
+        named = sorted({*by_shard, *(("", shard) for shard in rowless if not any(root for root, _ in by_shard))})
         with progress(len(named), "verify", "shards") as bar:
-            for shard in named:
-                with self._caught(f"{SHARDS_FOLDER}/{shard}", "unreadable"):
-                    self._check_shard(shard, by_shard[shard])
+            for root, shard in named:
+                name = f"{SHARDS_FOLDER}/{shard}"
+                file = f"{root}/{name}" if root else name
+                with self._caught(file, "unreadable"):
+                    self._check_shard(file, root, name, by_shard[root, shard])
                 bar.update()
         for key, count in Counter(row.key for row in self.rows).items():
             if count > 1:
@@ -114,7 +122,7 @@ class _Verifier:
             samples=len(self.rows),
             shards=len(named),
             problems=tuple(self.problems),
-            notes=tuple(self._leftovers({Path(shard).stem for shard in named})),
+            notes=tuple(self._leftovers({shard.removesuffix(".tar") for root, shard in named if not root})),
         )
 
     def _problem(self, file: str, code: str, message: str) -> None:
@@ -128,42 +136,49 @@ class _Verifier:
         except Exception as error:
             self._problem(file, code, " ".join(str(error).split()) or repr(error))
 
-    def _read(self, name: str, read: Callable[[Path], T]) -> T | None:
-        if not (self.data / name).exists():
+    def _read(self, name: str, read: Callable[[Path | str], T]) -> T | None:
+        if not self.store.exists(name):
             self._problem(name, "missing", "encode writes it at its end; run it again")
             return None
         with self._caught(name, "unreadable"):
             return read(self.data)
         return None
 
-    def _check_shard(self, shard: str, rows: Sequence[IndexRow]) -> None:
-        file, path = f"{SHARDS_FOLDER}/{shard}", self.data / SHARDS_FOLDER / shard
-        if not path.is_file():
+    def _check_shard(self, file: str, root: str, name: str, rows: Sequence[IndexRow]) -> None:
+        """Check ``name`` in the data set ``root``, "" for this one, which problems call ``file``."""
+        store = open_store(root) if root else self.store
+        if not store.exists(name):
             self._problem(file, "missing", f"the index has {len(rows)} samples in it")
             return
-        shard_map = map_shard(path)
+        shard = map_shard(store, name)
+        whole = rows
         with self._caught(file, "sidecar"):
-            self._check_sidecar(file, shard_map, rows)
+            sidecar = parse_sidecar(store.root, name.removeprefix(f"{SHARDS_FOLDER}/").removesuffix(".tar"))
+            self._check_sidecar(file, shard, sidecar)
+            own = tuple(replace(row, root="") for row in rows)
+            if root and set(own) <= set(sidecar.rows):
+                # The index may have chosen from the samples of a shard that lies elsewhere.
+                whole = sidecar.rows
+            elif sidecar.rows != own:
+                self._problem(file, "sidecar", f"its {len(sidecar.rows)} rows are not the {len(rows)} of the index")
         with self._caught(file, "members"):
-            self._check_members(file, path, rows)
+            self._check_members(file, shard, whole)
         for row in rows:
-            if hashlib.sha256(shard_map[row.offset : row.offset + row.size]).hexdigest() != row.checksum:
+            content = sample_bytes(shard, row)
+            if hashlib.sha256(content).hexdigest() != row.checksum:
                 self._problem(file, "checksum", f"{row.key}: bytes {row.offset} to {row.offset + row.size}")
             with self._caught(file, "sample"):
-                self._check_sample(file, read_sample(shard_map, row, path), row)
+                self._check_sample(file, read_sample(content, row, store.location(name)), row)
 
-    def _check_sidecar(self, file: str, shard: mmap.mmap, rows: Sequence[IndexRow]) -> None:
-        sidecar = parse_sidecar((self.data / file).with_suffix(".json"))
+    def _check_sidecar(self, file: str, shard: mmap.mmap, sidecar: Sidecar) -> None:
         if sidecar.size != len(shard):
             self._problem(file, "sidecar", f"{len(shard)} bytes, the sidecar says {sidecar.size}")
         elif sidecar.sha256 != hashlib.sha256(shard).hexdigest():
             self._problem(file, "sidecar", f"SHA-256 is not {sidecar.sha256}, as the sidecar says")
-        if sidecar.rows != tuple(rows):
-            self._problem(file, "sidecar", f"its {len(sidecar.rows)} rows are not the {len(rows)} of the index")
         if self.card and sidecar.encoder != self.card.encoder:
             self._problem(file, "sidecar", f"encoder {sidecar.encoder}, the card says {self.card.encoder}")
 
-    def _check_members(self, file: str, path: Path, rows: Sequence[IndexRow]) -> None:
+    def _check_members(self, file: str, shard: mmap.mmap, rows: Sequence[IndexRow]) -> None:
         expected = [
             (f"{row.key}.{suffix}", offset)
             for row in rows
@@ -171,7 +186,7 @@ class _Verifier:
                 MEMBERS, (row.latents_offset, row.embeddings_offset, row.json_offset), strict=True
             )
         ]
-        with tarfile.open(path, "r:") as tar:
+        with tarfile.open(fileobj=shard, mode="r:") as tar:  # type: ignore[arg-type]
             found = [(member.name, member.offset_data) for member in tar]
         for number, (have, want) in enumerate(zip_longest(found, expected)):
             if have != want:
@@ -228,12 +243,16 @@ class _Verifier:
                 self._problem(CARD_FILE, "card", f"{name} is {said}, counted {value}")
 
     def _leftovers(self, named: set[str]) -> Iterator[Finding]:
-        for path in sorted([*self.data.glob("*"), *(self.data / SHARDS_FOLDER).glob("*")]):
-            file = path.relative_to(self.data).as_posix()
-            if path.name.startswith(TEMPORARY_PREFIX):
-                yield Finding(file, "leftover", "a run that was killed left it; delete it when none is running")
-            elif path.parent != self.data and path.suffix in (".tar", ".json") and path.stem not in named:
-                yield Finding(file, "leftover", "the index names no sample in it: of an earlier plan, or not finished")
+        for folder in ("", f"{SHARDS_FOLDER}/"):
+            for name in sorted(self.store.sizes(folder.rstrip("/"))):
+                stem, _, suffix = name.rpartition(".")
+                if name.startswith(TEMPORARY_PREFIX):
+                    message = "a run that was killed left it; delete it when none is running"
+                elif folder and suffix in ("tar", "json") and stem not in named:
+                    message = "the index names no sample in it: of an earlier plan, or not finished"
+                else:
+                    continue
+                yield Finding(folder + name, "leftover", message)
 
 
 def _member(found: tuple[str, int] | None) -> str:

@@ -56,7 +56,7 @@ class TrainSummary:
 
 
 def train(
-    config: TrainConfig, data: Sequence[tuple[Path, float | None]], out: Path, *, resume: bool = True
+    config: TrainConfig, data: Sequence[tuple[Path | str, float | None]], out: Path, *, resume: bool = True
 ) -> TrainSummary:
     """Train a joint model on the train subset of the data set folders ``data``, blended by their weights (see `blend`).
 
@@ -107,7 +107,7 @@ def train(
     )
 
 
-def preview(config: TrainConfig, data: Sequence[tuple[Path, float | None]]) -> dict[str, Any]:
+def preview(config: TrainConfig, data: Sequence[tuple[Path | str, float | None]]) -> dict[str, Any]:
     """What `train` would do, without doing it: sizes of network and data, and how often the data would be seen.
 
     Raises:
@@ -133,7 +133,7 @@ def preview(config: TrainConfig, data: Sequence[tuple[Path, float | None]]) -> d
     }
 
 
-def open_data(config: TrainConfig, data: Sequence[tuple[Path, float | None]]) -> tuple[list[ShardSet], Stream]:
+def open_data(config: TrainConfig, data: Sequence[tuple[Path | str, float | None]]) -> tuple[list[ShardSet], Stream]:
     """The train subsets of data set folders and the stream that blends them. Raises ShardError and ConfigError."""
     sets = [ShardSet(path, "train", config.stream.crop_frames) for path, _ in data]
     return sets, Stream(sets, [weight for _, weight in data], config.stream)

@@ -78,7 +78,7 @@ class _Plan:
 class ShardSet:
     """The samples of one subset of a data set folder, and the text embeddings beside them."""
 
-    def __init__(self, data: Path, subset: str, crop_frames: int) -> None:
+    def __init__(self, data: Path | str, subset: str, crop_frames: int) -> None:
         """Raises ShardError when the subset is empty or its windows are shorter than the crop."""
         self.reader = ShardReader(data)
         self.card: DatasetCard = self.reader.card

@@ -51,7 +51,7 @@ class Validation:
     @classmethod
     def of(
         cls,
-        data: Sequence[Path],
+        data: Sequence[Path | str],
         trained: Sequence[ShardSet],
         config: TrainConfig,
         normalise: Callable[[Float], torch.Tensor],

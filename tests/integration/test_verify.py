@@ -26,7 +26,7 @@ from manifests.shards import (
     write_prompts,
     write_shard,
 )
-from manifests.units import Failure, Sidecar, parse_sidecar, read_failures, sidecar_path, write_failures, write_sidecar
+from manifests.units import Failure, Sidecar, parse_sidecar, read_failures, write_failures, write_sidecar
 from pipelines.verify import CODES, verify
 
 ENCODER = content_hash("encoder")
@@ -183,7 +183,7 @@ def test_missing_files_are_named(data: Path) -> None:
 
 
 def with_sidecar(data: Path, name: str, **change: object) -> None:
-    write_sidecar(data, name, replace(parse_sidecar(sidecar_path(data, name)), **change))  # type: ignore[arg-type]
+    write_sidecar(data, name, replace(parse_sidecar(data, name), **change))  # type: ignore[arg-type]
 
 
 def test_a_sidecar_that_says_otherwise_is_found(data: Path) -> None:

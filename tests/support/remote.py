@@ -2,6 +2,7 @@
 
 import io
 import os
+import random
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import fsspec
+from botocore.exceptions import ClientError
 from fsspec.implementations.memory import MemoryFileSystem
 
 from manifests.songs import Song, Stem
@@ -84,6 +86,67 @@ def faulty() -> Iterator[type[Faulty]]:
     for what in (Faulty.store, Faulty.faults, Faulty.read_faults, Faulty.opened):
         what.clear()
     yield Faulty
+
+
+class Flaky(MemoryFileSystem):
+    """Memory that is down at random: for some operations in a row each raises, an OSError or what a client raises."""
+
+    protocol = "flaky"
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+    rng: ClassVar[random.Random] = random.Random(0)
+    rate: ClassVar[float] = 0.0
+    """Chance that an operation begins an outage."""
+    longest: ClassVar[int] = 12
+    down: ClassVar[int] = 0
+    done: ClassVar[list[tuple[str, str]]] = []
+    """What was done, in order: ("put" or "remove", path)."""
+
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return MemoryFileSystem._strip_protocol(path.replace("flaky://", "memory://", 1))
+
+    def _turn(self) -> None:
+        if not Flaky.down and Flaky.rng.random() < Flaky.rate:
+            Flaky.down = Flaky.rng.randint(1, Flaky.longest)
+        if Flaky.down:
+            Flaky.down -= 1
+            answer = {"Error": {"Code": "SlowDown", "Message": "Please reduce your request rate."}}
+            raise Flaky.rng.choice([OSError("connection reset"), ClientError(answer, "PutObject")])
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
+        self._turn()
+        super().pipe_file(path, value, mode, **options)
+        Flaky.done.append(("put", path))
+        # The answer may be lost where the deed is done.
+        self._turn()
+
+    def rm_file(self, path: str) -> None:
+        self._turn()
+        super().rm_file(path)
+        Flaky.done.append(("remove", path))
+
+    def cat_file(self, path: str, *args: Any, **options: Any) -> bytes:
+        self._turn()
+        return super().cat_file(path, *args, **options)
+
+    def info(self, path: str, **options: Any) -> Any:
+        self._turn()
+        return super().info(path, **options)
+
+    def ls(self, path: str, *args: Any, **options: Any) -> Any:
+        self._turn()
+        return super().ls(path, *args, **options)
+
+
+@contextmanager
+def flaky(seed: int, rate: float) -> Iterator[type[Flaky]]:
+    """Register ``flaky://``, empty."""
+    fsspec.register_implementation("flaky", Flaky, clobber=True)
+    for what in (Flaky.store, Flaky.done):
+        what.clear()
+    Flaky.rng, Flaky.rate, Flaky.down = random.Random(seed), rate, 0
+    yield Flaky
 
 
 class Traffic:

@@ -13,7 +13,7 @@ from manifests.errors import ConfigError
 from manifests.shards import SHARDS_FOLDER, Sample, embedding_count
 from manifests.songs import Song
 from manifests.splits import Split, StemGain, Window
-from manifests.units import Unit, read_sidecar
+from manifests.units import Unit, parse_sidecar
 from mgeldm.audio import Wave, fit, load
 from mgeldm.codec import load_codec
 from mgeldm.codec.long import encode_long
@@ -257,7 +257,7 @@ def test_a_unit_becomes_a_shard_and_a_sidecar(encoder: WindowEncoder, song: Song
     sidecar = worker(job).sidecar
     name = job.name(encoder.encoder)
     assert sorted(path.name for path in (tmp_path / SHARDS_FOLDER).iterdir()) == [f"{name}.json", f"{name}.tar"]
-    assert read_sidecar(tmp_path, name) == sidecar
+    assert parse_sidecar(tmp_path, name) == sidecar
     assert (sidecar.shard, sidecar.plan, sidecar.encoder) == (f"{name}.tar", job.plan, encoder.encoder)
     assert [row.key for row in sidecar.rows] == [part.window_id for part in job.windows[song.song_id]]
     assert (sidecar.songs, sidecar.failures) == ((song.song_id,), ())

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from manifests.duplicates import judged_together
-from manifests.errors import ConfigError, ManifestError
+from manifests.errors import ConfigError, ManifestError, StoreError
 from manifests.lint import lint_songs
 from manifests.queries import COLUMNS, filter_songs, opened
 from manifests.song_stats import song_stats
@@ -151,7 +151,7 @@ def test_a_manifest_may_have_any_name_and_a_relative_path(
 
 def test_an_output_that_cannot_be_written_is_not_blamed_on_the_manifest(manifest: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(StoreError, match=r"file/out.parquet: cannot be written"):
         filter_songs(manifest, "true", tmp_path / "file" / "out.parquet")
 
 

@@ -14,8 +14,8 @@ from manifests import remote, roots
 from manifests.cells import Cell
 from manifests.corpora import SongListing, corpus_names
 from manifests.errors import CorpusError
-from manifests.remote import RemoteFile
-from manifests.roots import container, locate, open_root, origin, parse_root, state
+from manifests.remote import RemoteFile, parse_root
+from manifests.roots import container, locate, open_root, origin, state
 from pipelines.scan import list_units
 from tests.support.listings import touch
 from tests.support.remote import faulty, upload, without_state

@@ -21,9 +21,9 @@ from manifests.units import (
     parse_sidecar,
     plan_hash,
     read_failures,
-    read_sidecar,
+    read_sidecars,
     read_units,
-    sidecar_path,
+    sidecar_name,
     unit_name,
     write_failures,
     write_sidecar,
@@ -182,19 +182,19 @@ def test_units_and_failures_come_back_as_they_were_written(tmp_path: Path) -> No
 def test_a_sidecar_comes_back_while_its_shard_is_whole(tmp_path: Path) -> None:
     shard = tmp_path / SHARDS_FOLDER / "u.tar"
     write_sidecar(tmp_path, "u", SIDECAR)
-    assert parse_sidecar(sidecar_path(tmp_path, "u")) == SIDECAR
-    assert read_sidecar(tmp_path, "u") is None
+    assert parse_sidecar(tmp_path, "u") == SIDECAR
+    assert read_sidecars(tmp_path, ["u"])["u"] is None
     shard.write_bytes(b"12345")
-    assert read_sidecar(tmp_path, "u") == SIDECAR
+    assert read_sidecars(tmp_path, ["u"])["u"] == SIDECAR
     shard.write_bytes(b"1234")
-    assert read_sidecar(tmp_path, "u") is None
+    assert read_sidecars(tmp_path, ["u"])["u"] is None
     assert not list(tmp_path.rglob(f"{TEMPORARY_PREFIX}*"))
 
 
 def test_a_sidecar_that_is_none_marks_nothing_complete(tmp_path: Path) -> None:
     (tmp_path / SHARDS_FOLDER).mkdir()
     (tmp_path / SHARDS_FOLDER / "u.tar").write_bytes(b"12345")
-    path = sidecar_path(tmp_path, "u")
+    path = tmp_path / sidecar_name("u")
     write_sidecar(tmp_path, "u", SIDECAR)
     raw = json.loads(path.read_text())
     damages = [
@@ -211,8 +211,8 @@ def test_a_sidecar_that_is_none_marks_nothing_complete(tmp_path: Path) -> None:
     ]
     for damage in damages:
         path.write_text(damage)
-        assert read_sidecar(tmp_path, "u") is None
+        assert read_sidecars(tmp_path, ["u"])["u"] is None
         with pytest.raises(ShardError, match=r"u.json: not a readable sidecar"):
-            parse_sidecar(path)
+            parse_sidecar(tmp_path, "u")
     path.unlink()
-    assert read_sidecar(tmp_path, "u") is None
+    assert read_sidecars(tmp_path, ["u"])["u"] is None

@@ -1,0 +1,159 @@
+import errno
+import os
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from fsspec.implementations.memory import MemoryFileSystem
+
+from manifests import remote, store
+from manifests.atomic import TEMPORARY_PREFIX, abandoned
+from manifests.errors import ConfigError, StoreError
+from manifests.store import Store, open_place, open_store
+from tests.support.remote import Faulty, faulty
+
+ROOTS = ("folder", "faulty://data/set")
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Faulty]]:
+    monkeypatch.setattr(remote, "RETRY_DELAYS_S", (0.0, 0.0))
+    monkeypatch.setattr(store, "WRITE_DELAYS_S", (0.0, 0.0))
+    with faulty() as system:
+        yield system
+
+
+@pytest.fixture(params=ROOTS)
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    return open_store(tmp_path / "data" if request.param == "folder" else request.param)
+
+
+def test_what_is_written_is_read_in_whole_and_in_parts(place: Store) -> None:
+    place.write("shards/a.tar", b"0123456789")
+    place.write("card.json", b"{}")
+    place.write("shards/a.tar", b"0123456789abc")
+    assert place.read("shards/a.tar") == b"0123456789abc"
+    assert [place.read_range("shards/a.tar", *part) for part in ((0, 2), (3, 4), (11, 9), (13, 1), (40, 2))] == [
+        b"01",
+        b"3456",
+        b"bc",
+        b"",
+        b"",
+    ]
+    assert place.map("shards/a.tar")[2:5] == b"234"
+    assert (place.sizes(), place.sizes("shards"), place.sizes("none")) == ({"card.json": 2}, {"a.tar": 13}, {})
+    assert (place.exists("card.json"), place.exists("none")) == (True, False)
+    place.remove("card.json")
+    place.remove("card.json")
+    assert place.sizes() == {}
+    for read in (place.read, place.map, lambda name: place.read_range(name, 1, 1)):
+        with pytest.raises(FileNotFoundError):
+            read("card.json")
+    assert place.location("a") == f"{place.root}/a"
+
+
+def test_a_file_that_is_not_finished_is_not_there(place: Store) -> None:
+    place.write("a", b"old")
+    with suppress(RuntimeError), place.create("a") as file:
+        file.write(b"new")
+        raise RuntimeError
+    assert (place.sizes(), place.read("a")) == ({"a": 3}, b"old")
+    with place.create("a") as file:
+        file.write(b"new one")
+        file.seek(0)
+        assert file.read(3) == b"new"
+        assert place.read("a") == b"old"
+    assert place.sizes() == {"a": 7}
+
+
+def test_a_big_file_is_fetched_in_parts(place: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "FETCH_BYTES", 4)
+    place.write("a", b"0123456789")
+    assert place.map("a")[:] == b"0123456789"
+    place.write("empty", b"")
+    with pytest.raises(ValueError, match="empty"):
+        place.map("empty")
+
+
+def test_the_root_may_be_a_file_url(tmp_path: Path) -> None:
+    open_store(f"file://{tmp_path}/data").write("a", b"1")
+    assert (tmp_path / "data" / "a").read_bytes() == b"1"
+    for path in (tmp_path / "data" / "a", f"file://{tmp_path}/data/a"):
+        found, name = open_place(path)
+        assert (found.root, name, found.read(name)) == (str(tmp_path / "data"), "a", b"1")
+    found, name = open_place("faulty://data/set/shards/a.tar")
+    assert (found.root, name) == ("faulty://data/set/shards", "a.tar")
+
+
+def test_faults_that_pass_are_waited_for_and_others_are_one_line(
+    impatient: type[Faulty], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = open_store(ROOTS[1])
+    reset = ConnectionResetError("reset\nby peer")
+    impatient.faults["a"] = [reset, reset]
+    place.write("a", b"1")
+    impatient.faults["a"] = [reset, reset]
+    assert place.read("a") == b"1"
+    for fault, count in ((reset, 3), (PermissionError(errno.EACCES, "Access Denied"), 1)):
+        impatient.faults["a"] = [fault] * count
+        with pytest.raises(
+            StoreError, match=r"^faulty://data/set/a: cannot be written \(.*\); once .* goes on"
+        ) as caught:
+            place.write("a", b"2")
+        assert "\n" not in str(caught.value)
+        impatient.faults["a"] = [fault] * count
+        with pytest.raises(StoreError, match=r"^faulty://data/set/a: cannot be read \("):
+            place.read("a")
+    assert place.read("a") == b"1"
+    impatient.faults["shards"] = [PermissionError(errno.EACCES, "Access Denied")]
+    with pytest.raises(ConfigError, match=r"^faulty://data/set: cannot be written \(Access Denied\); choose another"):
+        place.check_writable("shards")
+    place.check_writable("shards")
+    assert place.sizes("shards") == {}
+
+
+def test_what_arrives_short_is_put_again(impatient: type[Faulty], monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = []
+
+    def cut(self: Faulty, path: str, value: bytes, **options: object) -> None:
+        sent.append(value)
+        MemoryFileSystem.pipe_file(self, path, value[: len(sent) + 1])
+
+    monkeypatch.setattr(Faulty, "pipe_file", cut)
+    open_store(ROOTS[1]).write("a", b"123")
+    assert sent == [b"123"] * 2
+    assert open_store(ROOTS[1]).read("a") == b"123"
+    with pytest.raises(StoreError, match="5 bytes arrived of 9"):
+        open_store(ROOTS[1]).write("a", b"123456789")
+    assert open_store(ROOTS[1]).sizes() == {}
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = open_store(tmp_path / "data")
+    place.write("a", b"old")
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(StoreError, match=r"data/a: cannot be written \(No space left on device\)"):
+            place.write("a", b"new")
+    assert (place.sizes(), place.read("a")) == ({"a": 3}, b"old")
+
+
+def test_temporaries_of_dead_processes_are_told_from_others() -> None:
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert abandoned(f"{TEMPORARY_PREFIX}{child}-a.tar") == "a.tar"
+    assert abandoned(f"{TEMPORARY_PREFIX}{10**30}-a-b.tar") == "a-b.tar"
+    for name in (
+        f"{TEMPORARY_PREFIX}{os.getpid()}-a.tar",
+        f"{TEMPORARY_PREFIX}1-a",
+        f"{TEMPORARY_PREFIX}probe",
+        "a.tar",
+    ):
+        assert abandoned(name) is None
