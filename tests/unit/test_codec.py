@@ -188,7 +188,9 @@ class TestFolder:
         first = AutoencoderCodec.load(folder).identity
         assert first == AutoencoderCodec.load(copied(folder, tmp_path / "same")).identity
         assert len(first) == 64
-        config = copied(folder, tmp_path / "config", lambda raw: raw.update(sample_size=1))
+        trained_on = copied(folder, tmp_path / "trained", lambda raw: raw.update(sample_size=1, training={"steps": 1}))
+        assert AutoencoderCodec.load(trained_on).identity == first
+        config = copied(folder, tmp_path / "config", lambda raw: raw.update(sample_rate=8_000))
         assert AutoencoderCodec.load(config).identity != first
         made = build()
         state = made.network.state_dict()
