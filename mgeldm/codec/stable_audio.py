@@ -22,7 +22,7 @@ PREFIXES = (
     "diffusion.pretransform.model.",
     "",
 )
-"""What stands before ``encoder.`` and ``decoder.``: AE training (averaged, plain), diffusion model, its training, AE."""
+"""What stands before ``encoder.`` and ``decoder.``: AE training (mean, plain), diffusion model, its training, AE."""
 
 
 def is_stable_audio(folder: Path) -> bool:
@@ -129,8 +129,8 @@ def autoencoder_prefix(keys: Iterable[str], path: Path) -> str:
         found.pop(1)
     if not found:
         raise CheckpointError(
-            f"{path}: no weights of an autoencoder; expected names that begin with encoder. and decoder., after one of "
-            f"{', '.join(filter(None, PREFIXES))} or nothing; it begins with {', '.join(sorted(names)[:3]) or 'nothing'}"
+            f"{path}: no weights of an autoencoder; expected names with encoder. and decoder. after one of "
+            f"{', '.join(filter(None, PREFIXES))} or nothing; it has {', '.join(sorted(names)[:3]) or 'none'}"
         )
     if len(found) > 1:
         raise CheckpointError(f"{path}: two autoencoders, under {found[0]!r} and {found[1]!r}; keep one of them")

@@ -83,7 +83,7 @@ class ClapMel(nn.Module):
         self.register_buffer("filters", torch.from_numpy(filters).double(), persistent=False)
 
     def forward(self, wave: torch.Tensor) -> torch.Tensor:
-        """``[B, T]`` floating point in [-1, 1] -> ``[B, T // hop + 1, mels]`` float32, at least -100; autocast or not."""
+        """``[B, T]`` in [-1, 1] -> ``[B, T // hop + 1, mels]`` float32, at least -100, under autocast too."""
         with torch.autocast(wave.device.type, enabled=False):
             return torch.cat([self._decibels(chunk) for chunk in wave.split(_CHUNK)])
 
