@@ -24,10 +24,12 @@ def find_folder(name: str, kind: str, files: Sequence[str], weights: Sequence[Se
             fetched.
 
     Raises:
-        CheckpointError: the repository cannot be fetched or holds no such weights. A missing folder is for the reader
-            to refuse, who knows what should be in it.
+        CheckpointError: ``name`` is a file, or the repository cannot be fetched or holds no such weights. A missing
+            folder is for the reader to refuse, who knows what should be in it.
     """
     folder = Path(name)
+    if folder.is_file():
+        raise CheckpointError(f"{kind} {name!r}: a file; give the folder that holds it and its configuration")
     if folder.exists() or not _HUB_ID.fullmatch(name) or folder.parent.exists():
         return folder
     for patterns in weights:

@@ -135,13 +135,19 @@ class AutoencoderCodec(nn.Module):
                 state = load_file(folder / WEIGHTS_FILE)
         except FileNotFoundError as error:
             raise CheckpointError(
-                f"{error.filename or folder}: missing; a codec folder holds {CONFIG_FILE} and {WEIGHTS_FILE}"
+                f"{error.filename or folder}: missing; a codec folder holds {CONFIG_FILE} and {WEIGHTS_FILE}, or "
+                "model_config.json and a checkpoint of stable-audio-tools"
             ) from None
+        except CheckpointError:
+            raise
         except (ValueError, SafetensorError, OSError) as error:
             raise CheckpointError(f"{folder}: not a readable codec folder ({error})") from None
         # The layers draw first weights that are thrown away; the caller's generator stays where it was.
         with torch.random.fork_rng(devices=[]):
-            codec = cls(config, state)
+            try:
+                codec = cls(config, state)
+            except CheckpointError as error:
+                raise CheckpointError(f"{folder}: {error}") from None
         # In this order: the folded weights are new parameters.
         fold_weight_norm(codec)
         codec.eval().requires_grad_(False)
