@@ -90,6 +90,10 @@ class AutoencoderCodec(nn.Module):
                 # A copy, as building some encoders changes it.
                 self.network = create_autoencoder_from_config(copy.deepcopy(config))
             bottleneck = config["model"].get("bottleneck", {"type": "none"})["type"]
+        except ImportError as error:
+            raise CheckpointError(
+                f"the autoencoder's kind of layers needs a package that is not here ({error})"
+            ) from None
         except (KeyError, TypeError, AttributeError, AssertionError, ValueError, NotImplementedError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise CheckpointError(f"not the configuration of an autoencoder ({reason})") from None

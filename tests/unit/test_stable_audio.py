@@ -240,6 +240,46 @@ class TestStereo:
         assert torch.isfinite(latents).all()
 
 
+class TestOtherKinds:
+    def test_dac(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The layers of DAC, at a rate and hop of their own, encoded in chunks as in one pass."""
+        encoder = {"in_channels": 2, "latent_dim": 16, "d_model": 4, "strides": [2, 4, 4]}
+        decoder = {"out_channels": 2, "latent_dim": 8, "channels": 32, "rates": [4, 4, 2]}
+        model = {
+            "encoder": {"type": "dac", "config": encoder},
+            "decoder": {"type": "dac", "config": decoder},
+            "bottleneck": {"type": "vae"},
+            "latent_dim": 8,
+            "downsampling_ratio": 32,
+            "io_channels": 2,
+        }
+        config = {"model_type": "autoencoder", "sample_rate": 32_000, "model": model}
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            weights = AutoencoderCodec(config).network.state_dict()
+        codec = load_codec(str(write(tmp_path / "dac", config, weights))).double()
+        assert (codec.spec.sample_rate, codec.spec.channels, codec.spec.hop) == (32_000, 2, 32)
+        monkeypatch.setattr("mgeldm.codec.long.CHUNK_FRAMES", 8)
+        context, wave = codec.spec.context, noise(2, 64 * 32).double()
+        latents = encode_long(codec, wave)
+        with torch.inference_mode():
+            whole = codec.encode(torch.nn.functional.pad(wave, (context, context))[None])
+            expected = whole[0, :, context // 32 : -context // 32]
+            torch.testing.assert_close(latents, expected, atol=1e-10, rtol=0)
+            torch.testing.assert_close(decode_long(codec, latents), codec.decode(latents[None])[0], atol=1e-10, rtol=0)
+
+    def test_attention_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Its reach has no bound, so that a window would not have the latents of the whole song."""
+
+        class LocalAttention(torch.nn.Module):
+            pass
+
+        kinds = "stable_audio_tools.models.autoencoders.create_encoder_from_config"
+        monkeypatch.setattr(kinds, lambda _: torch.nn.Sequential(LocalAttention(), torch.nn.LSTM(2, 2)))
+        with pytest.raises(CheckpointError, match="layers of LSTM, LocalAttention"):
+            AutoencoderCodec(autoencoder_config())
+
+
 def without(state: State, *names: str) -> State:
     return {key: value for key, value in state.items() if key not in names}
 
@@ -326,7 +366,7 @@ class TestErrors:
                 return (Path.touch, (tmp_path / "trapped",))
 
         folder = write(tmp_path / "codec", autoencoder_config())
-        (folder / "model.ckpt").write_bytes(pickle.dumps({"state_dict": Trap()}))
+        (folder / "model.ckpt").write_bytes(pickle.dumps({"state_dict": Trap()}, protocol=2))
         with pytest.raises(CheckpointError, match="not a checkpoint of plain tensors"):
             load_codec(str(folder))
         torch.save({"state_dict": Trap()}, folder / "model.ckpt")
