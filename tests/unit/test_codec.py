@@ -71,6 +71,11 @@ class TestShapes:
         assert sum(p.numel() for p in shipped.parameters()) < 11e6
         assert not shipped.training
 
+    def test_shipped_codec_keeps_its_identity(self) -> None:
+        """Data sets and checkpoints name it."""
+        assert load_codec().identity == "3b28b99f3dd9bc1ce14f33751a3b317c06f403b059cd00b960adfc8070c6530f"
+        assert load_codec("default") is load_codec()
+
     def test_encode_gives_the_mean(self, codec: AutoencoderCodec) -> None:
         wave = 0.1 * noise(2, 1, 10 * HOP)
         latents = codec.encode(wave)
