@@ -378,8 +378,8 @@ def _model_options(parser: "ArgumentParser", sampling: type) -> None:
     parser.add_argument("--prompt", action="append", required=True, help="what to play, in words; repeatable")
     parser.add_argument("--model", type=Path, required=True, help="checkpoint folder of `mgeldm train`")
     parser.add_argument("--out", type=Path, required=True, help="folder for WAV files and results.json")
-    parser.add_argument("--codec", default="default", help="codec folder, if not the one shipped")
-    parser.add_argument("--embedder", default="default", help="embedder folder, if not the one shipped")
+    parser.add_argument("--codec", default="default", help="codec folder or hub id, if not the one shipped")
+    parser.add_argument("--embedder", default="default", help="embedder folder or hub id, if not the one shipped")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     _options(parser, sampling)
 

@@ -1,5 +1,6 @@
 """A stable-audio-tools autoencoder as a codec, and its folder on disk (`config.json` + `model.safetensors`)."""
 
+import copy
 import hashlib
 import json
 import math
@@ -17,6 +18,7 @@ from manifests.errors import CheckpointError
 from mgeldm.codec.base import CodecSpec
 from mgeldm.codec.fast import replace_snakes
 from mgeldm.codec.quietly import quietly
+from mgeldm.codec.stable_audio import is_stable_audio, read_stable_audio
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -86,8 +88,13 @@ class AutoencoderCodec(nn.Module):
         self.config = config
         try:
             with quietly():
-                self.network = create_autoencoder_from_config(config)
+                # A copy, as building some encoders changes it.
+                self.network = create_autoencoder_from_config(copy.deepcopy(config))
             bottleneck = config["model"].get("bottleneck", {"type": "none"})["type"]
+        except ImportError as error:
+            raise CheckpointError(
+                f"the autoencoder's kind of layers needs a package that is not here ({error})"
+            ) from None
         except (KeyError, TypeError, AttributeError, AssertionError, ValueError, NotImplementedError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise CheckpointError(f"not the configuration of an autoencoder ({reason})") from None
@@ -96,12 +103,21 @@ class AutoencoderCodec(nn.Module):
                 f"the autoencoder has a {bottleneck!r} bottleneck or a pretransform; a codec has a 'vae' bottleneck or "
                 "none, and no pretransform"
             )
+        if len({self.network.in_channels, self.network.out_channels, self.network.io_channels}) > 1:
+            raise CheckpointError(
+                f"the autoencoder takes {self.network.in_channels} channels and gives {self.network.out_channels}; a "
+                "codec gives what it takes"
+            )
+        if kinds := sorted({type(module).__name__ for module in self.network.modules() if _is_unbounded(module)}):
+            raise CheckpointError(
+                f"the autoencoder has layers of {', '.join(kinds)}, whose reach over time cannot be told; a codec is "
+                "made of convolutions"
+            )
         if state is not None:
-            try:
-                self.network.load_state_dict({key: value.float() for key, value in state.items()})
-            except RuntimeError as error:
-                raise CheckpointError(f"codec weights do not fit their configuration: {error}") from None
-        self.identity = identity(config, self.network.state_dict() if state is None else state)
+            if faults := _misfits(self.network.state_dict(), state):
+                raise CheckpointError(f"codec weights do not fit their configuration: {faults}")
+            self.network.load_state_dict({key: value.float() for key, value in state.items()})
+        self.identity = identity(identity_config(config), self.network.state_dict() if state is None else state)
         self._variational = self.network.bottleneck is not None
         hop = int(self.network.downsampling_ratio)
         self.spec = CodecSpec(
@@ -115,19 +131,28 @@ class AutoencoderCodec(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read a codec folder, ready for inference. Raises CheckpointError."""
+        """Read a codec folder, ours or one of stable-audio-tools, ready for inference. Raises CheckpointError."""
         try:
-            config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-            state = load_file(folder / WEIGHTS_FILE)
+            if is_stable_audio(folder):
+                config, state = read_stable_audio(folder)
+            else:
+                config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+                state = load_file(folder / WEIGHTS_FILE)
         except FileNotFoundError as error:
             raise CheckpointError(
-                f"{error.filename or folder}: missing; a codec folder holds {CONFIG_FILE} and {WEIGHTS_FILE}"
+                f"{error.filename or folder}: missing; a codec folder holds {CONFIG_FILE} and {WEIGHTS_FILE}, or "
+                "model_config.json and a checkpoint of stable-audio-tools"
             ) from None
+        except CheckpointError:
+            raise
         except (ValueError, SafetensorError, OSError) as error:
             raise CheckpointError(f"{folder}: not a readable codec folder ({error})") from None
         # The layers draw first weights that are thrown away; the caller's generator stays where it was.
         with torch.random.fork_rng(devices=[]):
-            codec = cls(config, state)
+            try:
+                codec = cls(config, state)
+            except CheckpointError as error:
+                raise CheckpointError(f"{folder}: {error}") from None
         # In this order: the folded weights are new parameters.
         fold_weight_norm(codec)
         replace_snakes(codec)
@@ -169,6 +194,49 @@ def save_codec(
     write_json(folder / CONFIG_FILE, config)
     tensors = {key: value.detach().cpu().to(dtype).contiguous() for key, value in state.items()}
     write_bytes(folder / WEIGHTS_FILE, to_bytes(tensors))
+
+
+def identity_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The part of an autoencoder's configuration that its computation depends on.
+
+    So the autoencoder of a released diffusion model and the same one in a folder of its own are one codec: how it was
+    trained, and on which length, is left out.
+    """
+    model = copy.deepcopy(config["model"])
+    for part in ("encoder", "decoder"):
+        model[part].pop("requires_grad", None)
+    return {
+        "model_type": "autoencoder",
+        "sample_rate": config["sample_rate"],
+        # A constant of the hop and one of the model, as codecs that data sets name have them in their hash.
+        "sample_size": 32 * model["downsampling_ratio"],
+        "audio_channels": model["io_channels"],
+        "model": model,
+    }
+
+
+def _misfits(wanted: dict[str, torch.Tensor], given: dict[str, torch.Tensor]) -> str:
+    """In which way weights are not those of a network, naming the first of each kind; empty if they are."""
+    faults = {
+        "missing": sorted(wanted.keys() - given.keys()),
+        "unexpected": sorted(given.keys() - wanted.keys()),
+        "of another shape": [
+            f"{key} {list(given[key].shape)} instead of {list(wanted[key].shape)}"
+            for key in sorted(wanted.keys() & given.keys())
+            if wanted[key].shape != given[key].shape
+        ],
+    }
+    return "; ".join(
+        f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+        for kind, names in faults.items()
+        if names
+    )
+
+
+def _is_unbounded(module: nn.Module) -> bool:
+    """Whether a layer hears more than a fixed stretch around each step, or one that `receptive_side` cannot tell."""
+    name = type(module).__name__.lower()
+    return isinstance(module, nn.RNNBase) or "attention" in name or "transformer" in name
 
 
 def identity(config: dict[str, Any], state: dict[str, torch.Tensor]) -> str:

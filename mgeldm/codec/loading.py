@@ -1,15 +1,32 @@
-"""Finding a codec: the one shipped with the package, or a folder."""
+"""Finding a codec: the one shipped with the package, a folder, or a repository of the Hugging Face hub."""
 
 from functools import lru_cache
 from pathlib import Path
 
-from mgeldm.codec.autoencoder import AutoencoderCodec
+from mgeldm.codec import stable_audio
+from mgeldm.codec.autoencoder import CONFIG_FILE, AutoencoderCodec
+from mgeldm.model_folder import Stamp, find_folder, stamp
 
 DEFAULT_CODEC = "default"
 _SHIPPED = Path(__file__).parent / "oobleck-16k-mono"
 
 
-@lru_cache(maxsize=2)
 def load_codec(name: str = DEFAULT_CODEC) -> AutoencoderCodec:
-    """The codec at the folder ``name``, or the shipped one for "default". Raises CheckpointError."""
-    return AutoencoderCodec.load(_SHIPPED if name == DEFAULT_CODEC else Path(name))
+    """The codec ``name``: "default" (shipped), a folder of ours or of stable-audio-tools, or a hub id OWNER/NAME.
+
+    Only a hub id that is no folder here is ever fetched. A codec is read once, and again where its folder changed.
+
+    Raises:
+        CheckpointError: there is no such codec, or it is damaged or of another make.
+    """
+    if name == DEFAULT_CODEC:
+        folder = _SHIPPED
+    else:
+        weights = [[file] for file in stable_audio.WEIGHTS_FILES]
+        folder = find_folder(name, "codec", (stable_audio.CONFIG_FILE, CONFIG_FILE), weights)
+    return _load(folder.absolute(), stamp(folder))
+
+
+@lru_cache(maxsize=2)
+def _load(folder: Path, _: Stamp) -> AutoencoderCodec:
+    return AutoencoderCodec.load(folder)

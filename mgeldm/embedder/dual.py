@@ -177,7 +177,11 @@ class DualEncoder(nn.Module):
         except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError, OSError) as error:
             raise CheckpointError(f"{folder}: not a readable embedder folder ({error})") from None
         if not isinstance(raw, dict) or raw.get("model_type") != MODEL_TYPE:
-            raise CheckpointError(f"{folder / CONFIG_FILE}: model_type is not {MODEL_TYPE!r}; no embedder of mgeldm")
+            kind = raw.get("model_type") if isinstance(raw, dict) else None
+            raise CheckpointError(
+                f"{folder / CONFIG_FILE}: model_type is {kind!r}; an embedder is {MODEL_TYPE!r} (ours) or 'clap' "
+                "(transformers.ClapModel)"
+            )
         values: dict[str, Any] = {
             key: tuple(value) if isinstance(value, list) else value for key, value in raw.items() if key != "model_type"
         }

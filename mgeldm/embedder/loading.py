@@ -1,15 +1,42 @@
-"""Finding an embedder: the one shipped with the package, or a folder."""
+"""Finding an embedder: the one shipped with the package, a folder, or a repository of the Hugging Face hub."""
 
+import json
 from functools import lru_cache
 from pathlib import Path
 
-from mgeldm.embedder.dual import DualEncoder
+from mgeldm.embedder import clap
+from mgeldm.embedder.clap import ClapEmbedder
+from mgeldm.embedder.dual import CONFIG_FILE, DualEncoder
+from mgeldm.model_folder import Stamp, find_folder, stamp
 
 DEFAULT_EMBEDDER = "default"
 _SHIPPED = Path(__file__).parent / "labels-16k"
 
 
+def load_embedder(name: str = DEFAULT_EMBEDDER) -> DualEncoder | ClapEmbedder:
+    """The embedder ``name``: "default" (shipped), a folder of ours or of a CLAP model, or a hub id OWNER/NAME.
+
+    Only a hub id that is no folder here is ever fetched. An embedder is read once, and again where its folder changed.
+
+    Raises:
+        CheckpointError: there is no such embedder, or it is damaged or of another make.
+    """
+    if name == DEFAULT_EMBEDDER:
+        folder = _SHIPPED
+    else:
+        folder = find_folder(name, "embedder", clap.SMALL_FILES, clap.WEIGHTS_PATTERNS)
+    return _load(folder.absolute(), stamp(folder))
+
+
 @lru_cache(maxsize=2)
-def load_embedder(name: str = DEFAULT_EMBEDDER) -> DualEncoder:
-    """The embedder at the folder ``name``, or the shipped one for "default". Raises CheckpointError."""
-    return DualEncoder.load(_SHIPPED if name == DEFAULT_EMBEDDER else Path(name))
+def _load(folder: Path, _: Stamp) -> DualEncoder | ClapEmbedder:
+    # Whatever is wrong with a configuration, the reader of our own folders says it.
+    return ClapEmbedder.load(folder) if _model_type(folder) == clap.MODEL_TYPE else DualEncoder.load(folder)
+
+
+def _model_type(folder: Path) -> str | None:
+    try:
+        raw = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return raw.get("model_type") if isinstance(raw, dict) else None

@@ -71,6 +71,11 @@ class TestShapes:
         assert sum(p.numel() for p in shipped.parameters()) < 11e6
         assert not shipped.training
 
+    def test_shipped_codec_keeps_its_identity(self) -> None:
+        """Data sets and checkpoints name it."""
+        assert load_codec().identity == "3b28b99f3dd9bc1ce14f33751a3b317c06f403b059cd00b960adfc8070c6530f"
+        assert load_codec("default") is load_codec()
+
     def test_encode_gives_the_mean(self, codec: AutoencoderCodec) -> None:
         wave = 0.1 * noise(2, 1, 10 * HOP)
         latents = codec.encode(wave)
@@ -188,7 +193,9 @@ class TestFolder:
         first = AutoencoderCodec.load(folder).identity
         assert first == AutoencoderCodec.load(copied(folder, tmp_path / "same")).identity
         assert len(first) == 64
-        config = copied(folder, tmp_path / "config", lambda raw: raw.update(sample_size=1))
+        trained_on = copied(folder, tmp_path / "trained", lambda raw: raw.update(sample_size=1, training={"steps": 1}))
+        assert AutoencoderCodec.load(trained_on).identity == first
+        config = copied(folder, tmp_path / "config", lambda raw: raw.update(sample_rate=8_000))
         assert AutoencoderCodec.load(config).identity != first
         made = build()
         state = made.network.state_dict()

@@ -155,7 +155,7 @@ def edit_config(change: Callable[[dict[str, object]], object]) -> Callable[[Path
         (lambda folder: (folder / "model.safetensors").unlink(), "missing"),
         (lambda folder: (folder / "model.safetensors").write_bytes(b"half"), "not a readable"),
         (lambda folder: (folder / "config.json").write_text("{"), "not a readable"),
-        (edit_config(lambda config: config.update(model_type="clap")), "model_type"),
+        (edit_config(lambda config: config.update(model_type="bert")), "model_type is 'bert'"),
         (edit_config(lambda config: config.update(colour="blue")), "colour"),
         (edit_config(lambda config: config.pop("words")), "words"),
         (edit_config(lambda config: config.update(dim=32)), "do not fit"),
