@@ -252,12 +252,16 @@ def _encode(arguments: Sequence[str]) -> int:
     parser.add_argument("splits", type=Path, help="plan of `mgeldm split`")
     parser.add_argument("--songs", type=Path, required=True, help="manifest that the plan was drawn from")
     parser.add_argument("--out", required=True, metavar="DATA", help="data set to write: a folder or an fsspec URL")
-    parser.add_argument("--dry-run", action="store_true", help="count units, windows, hours and bytes, encode nothing")
+    parser.add_argument("--dry-run", action="store_true", help="count units, windows, hours, bytes, write nothing")
+    parser.add_argument(
+        "--calibration-s", type=float, default=20.0, help="with --dry-run: seconds to measure this device; 0: do not"
+    )
     _options(parser, EncodeConfig, RunnerConfig)
     parsed = _parsed(parser, arguments)
     config, out = _made(EncodeConfig, parsed), parse_root(parsed.out)
     if parsed.dry_run:
-        _show(preview(parsed.splits, parsed.songs, out, config), parsed.json)
+        counted = preview(parsed.splits, parsed.songs, out, config, calibration_s=parsed.calibration_s)
+        _show(counted, parsed.json)
         return OK
     summary = encode(parsed.splits, parsed.songs, out, config=config, runner=_made(RunnerConfig, parsed))
     _show(asdict(summary), parsed.json)
