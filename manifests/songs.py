@@ -299,6 +299,15 @@ def songs_metadata(path: Path | str) -> dict[str, str]:
         return metadata
 
 
+def song_instruments(path: Path | str) -> set[str]:
+    """Every instrument that a stem of the manifest has. Raises ManifestError as `iter_songs` does."""
+    found: set[str] = set()
+    with open_table(path, "songs", SONGS_VERSION, SONGS_SCHEMA) as (file, _), reading(path):
+        for batch in file.iter_batches(columns=["stems.list.element.instrument"]):
+            found.update(batch.column("stems").flatten().field("instrument").unique().to_pylist())
+    return found
+
+
 def _row(song: Song) -> dict[str, Any]:
     # Not dataclasses.asdict: it copies every value deeply, which takes most of the time of a large manifest.
     return _values(song) | {
