@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from manifests.atomic import canonical_json
 from manifests.errors import ManifestError
-from manifests.songs import ROW_GROUP, read_table, write_batches, write_table
+from manifests.songs import ROW_GROUP, open_table, read_table, reading, write_batches, write_table
 
 SPLITS_VERSION = "2"
 _BATCH = 1_000
@@ -94,11 +94,12 @@ def window_id(song_id: str, start_s: float) -> str:
 
     It carries a readable part of the song id, a hash over all of it, and the start in milliseconds.
     """
-    return f"{_song_key(song_id)}-{round(start_s * 1000):08d}"
+    return f"{song_key(song_id)}-{round(start_s * 1000):08d}"
 
 
 @lru_cache(maxsize=1024)
-def _song_key(song_id: str) -> str:
+def song_key(song_id: str) -> str:
+    """What the ids of all windows of a song begin with: a readable part and a hash."""
     readable = re.sub(r"[^A-Za-z0-9]+", "_", song_id).strip("_")[-48:]
     digest = hashlib.sha256(song_id.encode("utf-8", "surrogateescape")).hexdigest()[:8]
     return f"{readable}-{digest}"
@@ -245,6 +246,23 @@ def _window(row: dict[str, Any]) -> Window:
         for split in row["splits"]
     )
     return Window(**{**row, "splits": splits, "gains": tuple(StemGain(**gain) for gain in row["gains"])})
+
+
+def splits_config(path: Path | str) -> dict[str, Any]:
+    """The configuration that a plan was drawn with. Raises ManifestError as `read_splits` does."""
+    with open_table(path, "splits", SPLITS_VERSION, SPLITS_SCHEMA) as (_, metadata):
+        config: dict[str, Any] = json.loads(metadata.get("config", "{}"))
+        return config
+
+
+def find_window(path: Path | str, key: str) -> Window | None:
+    """One window of a plan, or None, read without the others. Raises ManifestError as `read_splits` does."""
+    with open_table(path, "splits", SPLITS_VERSION, SPLITS_SCHEMA) as (file, _), reading(path):
+        for group in range(file.num_row_groups):
+            ids = file.read_row_group(group, columns=["window_id"]).column("window_id").to_pylist()
+            if key in ids:
+                return _window(file.read_row_group(group).slice(ids.index(key), 1).to_pylist()[0])
+    return None
 
 
 def texts(windows: Iterable[Window]) -> list[str]:

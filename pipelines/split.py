@@ -9,6 +9,7 @@ from manifests.class_sets import ClassFilter, class_filter
 from manifests.songs import Song, iter_songs, song_instruments
 from manifests.splits import Plan, PlanRows, Window
 from pipelines.draw import SplitConfig, draw_songs
+from pipelines.text_table import columns
 
 __all__ = ["Chosen", "SplitConfig", "SplitSummary", "make_plan", "split", "table"]
 
@@ -114,26 +115,13 @@ def table(summary: SplitSummary) -> str:
     ]
     if summary.chosen:
         rows = [(f"{c.corpus} {c.subset}", c.instrument, f"{c.splits:,}", f"{c.hours:,.2f}") for c in summary.chosen]
-        lines += ["", "chosen sources", *_columns([("corpus, subset", "instrument", "splits", "hours"), *rows], 2)]
+        lines += ["", "chosen sources", *columns([("corpus, subset", "instrument", "splits", "hours"), *rows], (2, 3))]
     if summary.passed_over:
         passed = [reason.partition(" ") for reason in summary.passed_over]
         order = {"song": 0, "window": 1, "split": 2}
-        rows2 = sorted(
+        passed_rows = sorted(
             ((f"{level}s", why, f"{summary.passed_over[f'{level} {why}']:,}") for level, _, why in passed),
             key=lambda row: (order.get(row[0][:-1], 3), row[1]),
         )
-        lines += ["", "passed over", *_columns(rows2, 2)]
+        lines += ["", "passed over", *columns(passed_rows, (2,))]
     return "\n".join(lines)
-
-
-def _columns(rows: Collection[tuple[str, ...]], words: int) -> list[str]:
-    """Rows in columns: the first ``words`` to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  "
-        + "  ".join(
-            cell.ljust(width) if number < words else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        for row in rows
-    ]
