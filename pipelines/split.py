@@ -78,7 +78,7 @@ def split(songs: Path, out: Path | None, *, config: SplitConfig | None = None) -
         windows=windows,
         splits=sources.total(),
         hours=windows * hours,
-        sources=dict(sources.most_common()),
+        sources=dict(sorted(sources.items(), key=lambda item: (-item[1], item[0]))),
         chosen=tuple(
             Chosen(corpus=corpus, subset=subset, instrument=name, splits=count, hours=count * hours)
             for (corpus, subset, name), count in sorted(chosen.items())
