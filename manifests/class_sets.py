@@ -71,13 +71,12 @@ def class_filter(
     Raises:
         ConfigError: a name is not known; the message has near matches.
     """
-    named = [class_sets()[name.strip().casefold()] for name in classes if name.strip().casefold() in class_sets()]
-    single = [name for name in classes if name.strip().casefold() not in class_sets()]
-    wanted = [*single, *(name for found in named for name in found.classes)]
+    named = [class_sets()[key] for key in map(_key, classes) if key in class_sets()]
+    single = [name for name in classes if _key(name) not in class_sets()]
     said = {found.mix for found in named}
     own: Mix = said.pop() if len(said) == 1 and not single else "all"
     return ClassFilter(
-        classes=_resolved("classes", wanted, instruments) if classes else None,
+        classes=_resolved("classes", classes, instruments) if classes else None,
         exclude=_resolved("exclude", exclude, instruments),
         mix=mix or own,
     )
@@ -99,21 +98,28 @@ def class_sets() -> dict[str, ClassSet]:
     return {name: ClassSet(value["about"], value["mix"], tuple(value["classes"])) for name, value in raw.items()}
 
 
+def _key(name: str) -> str:
+    return name.strip().casefold()
+
+
 def _resolved(option: str, names: Iterable[str], manifest: Callable[[], Collection[str]]) -> Classes:
-    instruments, families = set(), set()
-    known, all_families = vocabulary().families, {*vocabulary().families.values(), UNMAPPED}
+    instruments: set[str] = set()
+    families: set[str] = set()
+    known = vocabulary().families
+    all_families = {*known.values(), UNMAPPED}
     for name in names:
-        family = name.strip().casefold().removeprefix(_FAMILY)
-        is_family = name.strip().casefold().startswith(_FAMILY)
-        key = normalise(family if is_family else name)
-        canonical = next((word for word in (name.strip().casefold(), key) if word in known), None)
-        if is_family and family.strip() in all_families:
-            families.add(family.strip())
-        elif canonical and not is_family:
-            instruments.add(canonical)
-        elif key in all_families and not is_family:
+        # An instrument's own name may hold a hyphen ("hi-hat"), which a normalised one does not.
+        exact, key = _key(name), normalise(name)
+        family = exact.removeprefix(_FAMILY).strip()
+        if exact in class_sets():
+            instruments.update(class_sets()[exact].classes)
+        elif exact.startswith(_FAMILY) and family in all_families:
+            families.add(family)
+        elif instrument := next((word for word in (exact, key) if word in known), None):
+            instruments.add(instrument)
+        elif key in all_families:
             families.add(key)
-        elif not is_family and key in manifest():
+        elif key in manifest():
             instruments.add(key)
         else:
             raise ConfigError(f"{option}: no instrument, family or class set {name!r}{_near(name, key, manifest())}")

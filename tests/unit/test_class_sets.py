@@ -67,6 +67,10 @@ def test_why_a_stem_may_not_be_a_source() -> None:
     assert found.refusal("piano") == NOT_IN_CLASSES
     assert found.refusal("other") == AGGREGATE
     assert found.in_mix("percussion")
+    assert sources(exclude=("s_a", "family:effects", "Reed")) == {
+        "Brass", "Chromatic Percussion", "Ethnic", "Organ", "Percussive", "Pipe", "Strings", "Strings (continued)",
+        "Synth Lead", "Synth Pad",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
