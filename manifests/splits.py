@@ -129,19 +129,22 @@ class SongWindows:
     starts_s: tuple[float, ...]
     chosen: tuple[tuple[int, ...], ...]
     """For each start, indices into ``splits``."""
-    gains: tuple[tuple[StemGain, ...], ...]
-    """For each start, the gains of its window."""
+    gain_stems: tuple[str, ...]
+    """Stems that have gains; none where they are off."""
+    gains_db: tuple[tuple[float, ...], ...]
+    """For each start, a gain for each of ``gain_stems``."""
 
     def windows(self) -> Iterator[Window]:
         """Each window with its splits."""
-        for start, chosen, gains in zip(self.starts_s, self.chosen, self.gains, strict=True):
+        for start, chosen, gains in zip(self.starts_s, self.chosen, self.gains_db, strict=True):
+            pairs = zip(self.gain_stems, gains, strict=True)
             yield Window(
                 window_id=window_id(self.song_id, start),
                 song_id=self.song_id,
                 start_s=start,
                 duration_s=self.duration_s,
                 splits=tuple(self.splits[index] for index in chosen),
-                gains=gains,
+                gains=tuple(StemGain(stem_id=stem, gain_db=gain) for stem, gain in pairs),
             )
 
 
@@ -198,25 +201,26 @@ def _rows(songs: Sequence[SongWindows]) -> pa.Table:
     columns = [_lists([split.source for split in splits]), _lists([split.submix for split in splits])]
     columns += [pa.array([getattr(split, name) for split in splits], pa.string()) for name in _SPLIT.names[2:]]
     different = pa.StructArray.from_arrays(columns, fields=list(_SPLIT))
-    base, rows, taken, gains = 0, [], [], []
+    base, rows, taken, gain_stems, gains = 0, [], [], [], []
     for song in songs:
         keys = [window_id(song.song_id, start) for start in song.starts_s]
         for number in sorted(range(len(keys)), key=keys.__getitem__):
             rows.append((keys[number], song.song_id, song.starts_s[number], song.duration_s))
             taken.append([base + index for index in song.chosen[number]])
-            gains.append(song.gains[number])
+            gain_stems.append(song.gain_stems)
+            gains.append(song.gains_db[number])
         base += len(song.splits)
     flat, offsets = _flat(taken)
     lists = pa.ListArray.from_arrays(offsets, different.take(pa.array(flat, pa.int64())), type=pa.list_(_SPLIT))
     ids = [pa.array(column, kind.type) for column, kind in zip(zip(*rows, strict=True), SPLITS_SCHEMA, strict=False)]
-    columns = [*ids, lists, _gains(gains)]
+    columns = [*ids, lists, _gains(gain_stems, gains)]
     return pa.Table.from_arrays(columns, schema=SPLITS_SCHEMA) if rows else SPLITS_SCHEMA.empty_table()
 
 
-def _gains(rows: Sequence[Sequence[StemGain]]) -> pa.ListArray:
-    flat, offsets = _flat(rows)
-    stems, gains = pa.array([gain.stem_id for gain in flat], pa.string()), [gain.gain_db for gain in flat]
-    values = pa.StructArray.from_arrays([stems, pa.array(gains, pa.float64())], fields=list(_GAIN))
+def _gains(stems: Sequence[Sequence[str]], gains: Sequence[Sequence[float]]) -> pa.ListArray:
+    flat, offsets = _flat(gains)
+    columns = [pa.array(_flat(stems)[0], pa.string()), pa.array(flat, pa.float64())]
+    values = pa.StructArray.from_arrays(columns, fields=list(_GAIN))
     return pa.ListArray.from_arrays(offsets, values, type=pa.list_(_GAIN))
 
 

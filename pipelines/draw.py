@@ -17,7 +17,7 @@ from manifests.class_sets import ClassFilter
 from manifests.errors import ConfigError
 from manifests.labels import phrase
 from manifests.songs import ACTIVITY_FRAME_S, Song, Stem
-from manifests.splits import SongWindows, Split, StemGain
+from manifests.splits import SongWindows, Split
 
 Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
@@ -165,19 +165,14 @@ class SongDraw:
             counts[refused.reason] = counts.get(refused.reason, 0) + len(self.starts_s)
         return {reason: count for reason, count in counts.items() if count}
 
-    def gains(self) -> list[tuple[StemGain, ...]]:
-        """The gains of each window, from a generator that decides nothing else; none where they are off."""
+    def gains_db(self) -> list[tuple[float, ...]]:
+        """Gains of ``stems`` in each window, from a generator that decides nothing else; empty where they are off."""
         if not self.config.gain_db:
             return [()] * len(self.starts_s)
         most = math.floor(self.config.gain_db / _GAIN_STEP_DB + 1e-6)
         rng = _generator(self.config.seed, self.song.song_id, "gains")
-        drawn = rng.integers(-most, most, (len(self.starts_s), len(self.stems)), endpoint=True)
-        return [
-            tuple(
-                StemGain(stem_id=stem.stem_id, gain_db=steps / 100) for stem, steps in zip(self.stems, row, strict=True)
-            )
-            for row in drawn.tolist()
-        ]
+        drawn = rng.integers(-most, most, (len(self.starts_s), len(self.stems)), endpoint=True) / 100
+        return [tuple(row) for row in drawn.tolist()]
 
     def cap_ranks(self) -> Floats:
         """``[windows, splits]``: under ``max_splits_per_instrument`` the lowest stay. They depend on the song alone."""
@@ -190,7 +185,7 @@ class SongDraw:
 
     def windows(self) -> SongWindows:
         """The planned windows."""
-        gains = self.gains()
+        gains = self.gains_db()
         rows = [number for number, row in enumerate(self.planned.tolist()) if True in row]
         return SongWindows(
             song_id=self.song.song_id,
@@ -198,7 +193,8 @@ class SongDraw:
             splits=self.splits,
             starts_s=tuple(self.starts_s[row] for row in rows),
             chosen=tuple(tuple(self.planned[row].nonzero()[0].tolist()) for row in rows),
-            gains=tuple(gains[row] for row in rows),
+            gain_stems=tuple(stem.stem_id for stem in self.stems) if self.config.gain_db else (),
+            gains_db=tuple(gains[row] for row in rows),
         )
 
 

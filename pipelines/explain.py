@@ -131,7 +131,7 @@ def explain_window(draw: SongDraw, number: int, classes: ClassFilter) -> Explana
         )
         splits.append((draw.places[number, index], story))
     ordered = tuple(story for _, story in sorted(splits, key=lambda pair: pair[0]))
-    gains = {gain.stem_id: gain.gain_db for gain in draw.gains()[number]}
+    gains = dict(zip((stem.stem_id for stem in draw.stems), draw.gains_db()[number], strict=False))
     return _explanation(draw, classes, draw.starts_s[number], verdict, ordered, gains)
 
 
@@ -210,8 +210,10 @@ def _song_of(window: str, songs: Path) -> tuple[str, float | None]:
     keys = {song_key(song_id): song_id for song_id in ids}
     if key in keys and re.fullmatch(r"\d{8,}", milliseconds):
         return keys[key], int(milliseconds) / 1000
-    zero = sorted(window_id(song_id, 0.0) for song_id in ids)
-    raise ConfigError(f"{window}: no window of a song in {songs}{_near(window, zero)}")
+    # The hash says nothing of likeness.
+    readable = {key.rpartition("-")[0]: song_id for key, song_id in keys.items()}
+    found = difflib.get_close_matches(window.rsplit("-", 2)[0], sorted(readable), _NEAR)
+    raise ConfigError(f"{window}: no window of a song in {songs}{_like([window_id(readable[w], 0.0) for w in found])}")
 
 
 def _number(draw: SongDraw, window: str, at: float | None) -> int:
@@ -230,7 +232,10 @@ def _number(draw: SongDraw, window: str, at: float | None) -> int:
 
 
 def _near(word: str, words: list[str]) -> str:
-    near = difflib.get_close_matches(word, words, _NEAR)
+    return _like(difflib.get_close_matches(word, words, _NEAR))
+
+
+def _like(near: list[str]) -> str:
     return f"; did you mean {', '.join(near)}?" if near else ""
 
 

@@ -147,7 +147,7 @@ def test_a_song_that_was_passed_over_is_told_as_a_whole(songs: Path, capped: Pat
     [
         (
             "slakh2100_train_Track00001-00000000-00000000",
-            "no window of a song in .*did you mean slakh2100_train_Track0000",
+            "no window of a song in .*did you mean slakh2100_train_Track00001-6d7ffbb2-00000000,",
         ),
         ("slakh2100/train/Track0001@3", "slakh2100/train/Track0001: no such song .* mean slakh2100/train/Track00001"),
         ("made/1@31", r"no window of made/1 \(30.00 s\) holds this second"),
