@@ -131,7 +131,8 @@ def explain_window(draw: SongDraw, number: int, classes: ClassFilter) -> Explana
         )
         splits.append((draw.places[number, index], story))
     ordered = tuple(story for _, story in sorted(splits, key=lambda pair: pair[0]))
-    gains = dict(zip((stem.stem_id for stem in draw.stems), draw.gains_db()[number], strict=False))
+    # No gains at all where they are off.
+    gains = dict(zip((stem.stem_id for stem in draw.stems), draw.gains_db()[number], strict=bool(draw.config.gain_db)))
     return _explanation(draw, classes, draw.starts_s[number], verdict, ordered, gains)
 
 
