@@ -1,7 +1,7 @@
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -157,3 +157,21 @@ def test_temporaries_of_dead_processes_are_told_from_others() -> None:
         "a.tar",
     ):
         assert abandoned(name) is None
+
+
+def test_a_file_that_goes_while_its_folder_is_listed_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).touch()
+    scandir = os.scandir
+
+    @contextmanager
+    def one_goes(folder: Path) -> Iterator[list[os.DirEntry[str]]]:
+        with scandir(folder) as entries:
+            found = list(entries)
+        (tmp_path / "b").unlink()
+        yield found
+
+    monkeypatch.setattr(os, "scandir", one_goes)
+    assert open_store(tmp_path).sizes().keys() == {"a", "c"}
