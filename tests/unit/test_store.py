@@ -124,7 +124,7 @@ def test_what_arrives_short_is_put_again(impatient: type[Faulty], monkeypatch: p
     open_store(ROOTS[1]).write("a", b"123")
     assert sent == [b"123"] * 2
     assert open_store(ROOTS[1]).read("a") == b"123"
-    with pytest.raises(StoreError, match="5 bytes arrived of 9"):
+    with pytest.raises(StoreError, match="6 bytes arrived of 9"):
         open_store(ROOTS[1]).write("a", b"123456789")
     assert open_store(ROOTS[1]).sizes() == {}
 
