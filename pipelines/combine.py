@@ -1,7 +1,7 @@
 """merge, select: data sets made of the samples of others by index only. No shard is copied: rows name where it lies."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -104,7 +104,9 @@ def _check_alike(first: ShardReader, other: ShardReader) -> None:
         ("prompt_template", two.prompt_template, one.prompt_template),
     ):
         if have != want:
-            raise ShardError(f"{other.data}: {name} {have}, but {first.data} has {want}; encode both alike to merge them")
+            raise ShardError(
+                f"{other.data}: {name} {have}, but {first.data} has {want}; encode both alike to merge them"
+            )
 
 
 def _rooted(row: IndexRow, data: str) -> IndexRow:
@@ -127,12 +129,13 @@ def _write(
     prompts: dict[str, npt.NDArray[np.float32]] = {}
     for reader in readers:
         prompts = read_prompts(reader.data) | prompts
-    card = _card(readers, rows, len(failures))
+    sidecars, licenses = _sidecars(readers, rows)
+    card = _card(readers[0].card, rows, [sidecar for _, sidecar in sidecars], licenses, len(failures))
     write_prompts(store.location(PROMPTS_FILE), prompts)
     write_failures(out, failures)
     write_index(out, rows)
     write_readme(out, card)
-    write_croissant(out, card)
+    write_croissant(out, card, sidecars)
     write_card(out, card)
     return CombineSummary(
         samples=card.samples,
@@ -143,19 +146,31 @@ def _write(
     )
 
 
-def _card(readers: Sequence[ShardReader], rows: Sequence[IndexRow], failures: int) -> DatasetCard:
-    """The card over ``rows``, with the moments and hours that `encode` would have found for these samples alone."""
-    first = readers[0].card
+def _sidecars(
+    readers: Sequence[ShardReader], rows: Sequence[IndexRow]
+) -> tuple[list[tuple[str, Sidecar]], dict[str, str]]:
+    """Each shard's root and sidecar, trimmed to ``rows``; and the licence of each song."""
     by_shard: dict[tuple[str, str], list[IndexRow]] = defaultdict(list)
     for row in rows:
         by_shard[row.root, row.shard].append(row)
-    owners = {_rooted(row, reader.data).root: reader for reader in reversed(readers) for row in reader.rows}
+    owners = {_rooted(row, reader.data).root: reader for reader in readers for row in reader.rows}
     sidecars, licenses = [], {}
     for (root, shard), chosen in sorted(by_shard.items()):
         sidecar = parse_sidecar(root, shard.removesuffix(".tar"))
-        sidecars.append(_trimmed(sidecar, chosen, owners[root]))
+        sidecars.append((root, _trimmed(sidecar, chosen, owners[root])))
         for row in {row.song_id: row for row in chosen}.values():
             licenses[row.song_id] = owners[root][row.key].meta["license"]
+    return sidecars, licenses
+
+
+def _card(
+    first: DatasetCard,
+    rows: Sequence[IndexRow],
+    sidecars: Sequence[Sidecar],
+    licenses: Mapping[str, str],
+    failures: int,
+) -> DatasetCard:
+    """The card over ``rows``, with the moments and hours that `encode` would have found for these samples alone."""
     mean, deviation = latent_moments(sidecars, int(first.codec["spec"]["latent_channels"]))
     return replace(
         first,

@@ -1,12 +1,13 @@
 """`croissant.json`: the data set in the words of Croissant 1.1 (JSON-LD), so that machines find and read it."""
 
-from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from manifests.atomic import content_hash, readable_json
-from manifests.shards import MEMBERS, SHARDS_FOLDER, DatasetCard, read_index
+from manifests.shards import MEMBERS, SHARDS_FOLDER, DatasetCard
 from manifests.store import open_store
+from manifests.units import Sidecar
 
 CROISSANT_FILE = "croissant.json"
 CITE_AS = (
@@ -66,24 +67,24 @@ _CONTEXT = {
 }
 
 
-def write_croissant(data: Path | str, card: DatasetCard) -> None:
-    """Write ``croissant.json`` from the card and the index. Raises ManifestError or StoreError."""
-    open_store(data).write(CROISSANT_FILE, readable_json(croissant(card, _shards(data))))
+def write_croissant(data: Path | str, card: DatasetCard, sidecars: Iterable[tuple[str, Sidecar]]) -> None:
+    """Write ``croissant.json`` from the card and the sidecars of all shards, each with the root of its index rows.
 
-
-def _shards(data: Path | str) -> dict[str, tuple[str, str]]:
-    """Path or URL of each shard -> its name and a version: a hash over the checksums of its samples."""
-    sums: dict[tuple[str, str], list[str]] = defaultdict(list)
-    for row in read_index(data):
-        sums[row.root, row.shard].append(row.checksum)
-    return {
-        (f"{root}/" if root else "") + f"{SHARDS_FOLDER}/{shard}": (shard, content_hash(checksums))
-        for (root, shard), checksums in sorted(sums.items())
+    A shard in which every window failed is left out. Raises StoreError.
+    """
+    shards = {
+        (f"{root}/" if root else "") + f"{SHARDS_FOLDER}/{sidecar.shard}": (sidecar.shard, sidecar.sha256)
+        for root, sidecar in sorted(sidecars, key=lambda pair: (pair[0], pair[1].shard))
+        if sidecar.rows
     }
+    open_store(data).write(CROISSANT_FILE, readable_json(croissant(card, shards)))
 
 
 def croissant(card: DatasetCard, shards: dict[str, tuple[str, str]]) -> dict[str, Any]:
-    """The description as a JSON-LD document; the same data set gives the same document."""
+    """The description as a JSON-LD document; the same data set gives the same document.
+
+    ``shards``: path or URL -> name and SHA-256 of the tar.
+    """
     version = content_hash([card.encoder, sorted(shards.items())], 12)
     return {
         "@context": _CONTEXT,
@@ -104,3 +105,74 @@ def croissant(card: DatasetCard, shards: dict[str, tuple[str, str]]) -> dict[str
 
 def _license(name: str) -> str:
     return LICENSE_URLS.get(name, f"https://spdx.org/licenses/{name}.html" if name else "unknown")
+
+
+def _distribution(shards: dict[str, tuple[str, str]]) -> list[dict[str, Any]]:
+    """Each shard with its hash, and the set of files in all of them."""
+    files = [
+        {
+            "@type": "cr:FileObject",
+            "@id": name,
+            "name": name,
+            "contentUrl": place,
+            "encodingFormat": "application/x-tar",
+            "sha256": digest,
+        }
+        for place, (name, digest) in shards.items()
+    ]
+    sets = [
+        {
+            "@type": "cr:FileSet",
+            "@id": _set(member),
+            "name": _set(member),
+            "containedIn": [{"@id": name} for name, _ in shards.values()],
+            "encodingFormat": "application/json" if member == "json" else "application/x-npy",
+            "includes": f"*.{member}",
+        }
+        for member in MEMBERS
+    ]
+    return [*files, *sets]
+
+
+def _records() -> dict[str, Any]:
+    def field(name: str, member: str, kind: str, text: str, what: dict[str, str]) -> dict[str, Any]:
+        return {
+            "@type": "cr:Field",
+            "@id": f"samples/{name}",
+            "name": name,
+            "description": text,
+            "dataType": kind,
+            "source": {"fileSet": {"@id": _set(member)}, **what},
+        }
+
+    content = {"extract": {"fileProperty": "content"}}
+    key = {"extract": {"fileProperty": "filename"}, "transform": {"regex": r"^([^.]+)\.json$"}}
+    return {
+        "@type": "cr:RecordSet",
+        "@id": "samples",
+        "name": "samples",
+        "description": "One record a window of a song. The members of a sample have its key before the first dot.",
+        "key": {"@id": "samples/key"},
+        "field": [
+            field("key", "json", "sc:Text", "The window id.", key),
+            field(
+                "latents",
+                "latents.npy",
+                "sc:Text",
+                "An .npy file: float16 [1+2K, C, L], the mix, then submix and source of each of K splits.",
+                content,
+            ),
+            field(
+                "embeddings",
+                "embeddings.npy",
+                "sc:Text",
+                "An .npy file: float16 [1+2K, W, D], audio embeddings at W hops.",
+                content,
+            ),
+            field("json", "json", "sc:Text", "JSON: song, start, splits with labels and texts, levels.", content),
+        ],
+    }
+
+
+def _set(member: str) -> str:
+    return f"{member.removesuffix('.npy')}-files"
