@@ -1,4 +1,4 @@
-"""Choice of samples by an SQL expression over the columns of the index, by DuckDB. Nothing but the index can be read."""
+"""Choice of samples by an SQL expression over the columns of the index, by DuckDB, which can read nothing else."""
 
 from collections.abc import Sequence
 from dataclasses import asdict

@@ -118,9 +118,7 @@ def _select(arguments: Sequence[str]) -> int:
     example = "mgeldm shards select DATA --where \"subset == 'train' and 'drums' in instruments\" --out DRUMS"
     parser = _parser("shards select", example, ACTIONS["select"][0])
     parser.add_argument("data", metavar="DATA", help=f"{_DATA}; its shards must stay where they are")
-    parser.add_argument(
-        "--where", required=True, help="SQL over the columns of the index: corpus, subset, song_id, ..."
-    )
+    parser.add_argument("--where", required=True, help="SQL over the index: corpus, subset, song_id, ...")
     parser.add_argument("--out", required=True, metavar="DATA", help="data set to write: a folder or an fsspec URL")
     parsed = _parsed(parser, arguments)
     summary = asdict(select(parse_root(parsed.data), parsed.where, parse_root(parsed.out)))

@@ -104,9 +104,7 @@ def _check_alike(first: ShardReader, other: ShardReader) -> None:
         ("prompt_template", two.prompt_template, one.prompt_template),
     ):
         if have != want:
-            raise ShardError(
-                f"{other.data}: {name} {have}, but {first.data} has {want}; encode both alike to merge them"
-            )
+            raise ShardError(f"{other.data}: {name} {have}, but {first.data} has {want}; encode both alike")
 
 
 def _rooted(row: IndexRow, data: str) -> IndexRow:

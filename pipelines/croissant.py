@@ -11,8 +11,8 @@ from manifests.units import Sidecar
 
 CROISSANT_FILE = "croissant.json"
 CITE_AS = (
-    "@inproceedings{chae2025mgeldm, title={MGE-LDM: Joint Latent Diffusion for Simultaneous Music Generation and Source "
-    "Extraction}, author={Chae, Yunkee and Lee, Kyogu}, booktitle={NeurIPS}, year={2025}, "
+    "@inproceedings{chae2025mgeldm, title={MGE-LDM: Joint Latent Diffusion for Simultaneous Music Generation and "
+    "Source Extraction}, author={Chae, Yunkee and Lee, Kyogu}, booktitle={NeurIPS}, year={2025}, "
     "url={https://arxiv.org/abs/2505.23305}}"
 )
 LICENSE_URLS = {
@@ -91,8 +91,8 @@ def croissant(card: DatasetCard, shards: dict[str, tuple[str, str]]) -> dict[str
         "@type": "sc:Dataset",
         "name": "mge-ldm-latents",
         "conformsTo": "http://mlcommons.org/croissant/1.1",
-        "description": f"Latents and embeddings of mix, submix and source: {card.samples} windows of {card.songs} songs, "
-        f"{card.hours:.2f} hours. Codec {card.codec['identity']}, embedder {card.embedder['identity']}.",
+        "description": f"Latents and embeddings of mix, submix and source: {card.samples} windows of {card.songs} "
+        f"songs, {card.hours:.2f} hours. Codec {card.codec['identity']}, embedder {card.embedder['identity']}.",
         "citeAs": CITE_AS,
         "license": [_license(name) for name in sorted(card.licenses)] or ["unknown"],
         "url": "https://arxiv.org/abs/2505.23305",
@@ -135,7 +135,7 @@ def _distribution(shards: dict[str, tuple[str, str]]) -> list[dict[str, Any]]:
 
 
 def _records() -> dict[str, Any]:
-    def field(name: str, member: str, kind: str, text: str, what: dict[str, str]) -> dict[str, Any]:
+    def field(name: str, member: str, kind: str, text: str, what: dict[str, Any]) -> dict[str, Any]:
         return {
             "@type": "cr:Field",
             "@id": f"samples/{name}",

@@ -181,7 +181,7 @@ def _check_models(card: DatasetCard, config: Reencode) -> None:
     ):
         if identity != said:
             raise ShardError(
-                f"--{option} {name} is {identity[:16]}, the data set was encoded with {said[:16]}; give the folder of that"
+                f"--{option} {name} is {identity[:16]}, the data set was encoded with {said[:16]}; give that"
             )
 
 
@@ -200,7 +200,8 @@ def _encoded(encoder: UnitEncoder, folder: Path, song: Song, windows: tuple[Wind
     """Window id -> its sample, or why there is none."""
     unit = Unit(corpus=song.corpus, subset=song.subset, songs=(song.song_id,))
     encoder(UnitWork(unit, {song.song_id: song}, {song.song_id: windows}))
-    store, made = open_store(folder), {}
+    store = open_store(folder)
+    made: dict[str, Sample | str] = {}
     for name in [name for name in store.sizes(SHARDS_FOLDER) if name.endswith(".tar")]:
         sidecar = parse_sidecar(folder, name.removesuffix(".tar"))
         content = map_shard(store, f"{SHARDS_FOLDER}/{name}")
