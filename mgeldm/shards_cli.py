@@ -136,8 +136,8 @@ def _gc(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--unused",
         action="store_true",
-        help="also whole shards that the index does not name; sets that were merged or selected from this one before it "
-        "was encoded by another plan may read them still",
+        help="also whole shards that the index does not name; sets that were merged or selected from this one before "
+        "it was encoded by another plan may read them still",
     )
     parsed = _parsed(parser, arguments)
     summary = gc(parse_root(parsed.data), dry_run=parsed.dry_run, unused=parsed.unused)

@@ -68,8 +68,8 @@ def merge(sources: Sequence[Place], out: Place) -> CombineSummary:
             known = rows.setdefault(row.key, found)
             if known.checksum != found.checksum:
                 raise ShardError(
-                    f"window {row.key} is in {known.root} and in {found.root} with different bytes; leave it out of one "
-                    "(`mgeldm shards select`)"
+                    f"window {row.key} is in {known.root} and in {found.root} with different bytes; leave it out "
+                    "of one (`mgeldm shards select`)"
                 )
     failures = {failure.window_id: failure for reader in readers for failure in _failures(reader.data)}
     lost = [failure for key, failure in failures.items() if key not in rows]
