@@ -1,5 +1,6 @@
 """`croissant.json`: the data set in the words of Croissant 1.1 (JSON-LD), so that machines find and read it."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ _CONTEXT = {
     "md5": "cr:md5",
     "parentField": "cr:parentField",
     "path": "cr:path",
+    "rai": "http://mlcommons.org/croissant/RAI/",
     "recordSet": "cr:recordSet",
     "references": "cr:references",
     "regex": "cr:regex",
@@ -99,12 +101,15 @@ def croissant(card: DatasetCard, shards: dict[str, tuple[str, str]]) -> dict[str
         "version": f"1.0.0+{version}",
         "keywords": ["music", "multitrack", "latents", "source separation", *sorted(card.instruments)],
         "distribution": _distribution(shards),
-        "recordSet": [_records()],
+        "recordSet": [_records(name) for name in _MEMBERS],
     }
 
 
 def _license(name: str) -> str:
-    return LICENSE_URLS.get(name, f"https://spdx.org/licenses/{name}.html" if name else "unknown")
+    """URL of a licence; what is no SPDX id stays as it is."""
+    if name in LICENSE_URLS or not re.fullmatch(r"[A-Za-z0-9.+-]+", name):
+        return LICENSE_URLS.get(name, name or "unknown")
+    return f"https://spdx.org/licenses/{name}.html"
 
 
 def _distribution(shards: dict[str, tuple[str, str]]) -> list[dict[str, Any]]:
@@ -112,7 +117,7 @@ def _distribution(shards: dict[str, tuple[str, str]]) -> list[dict[str, Any]]:
     files = [
         {
             "@type": "cr:FileObject",
-            "@id": name,
+            "@id": place,
             "name": name,
             "contentUrl": place,
             "encodingFormat": "application/x-tar",
@@ -125,7 +130,7 @@ def _distribution(shards: dict[str, tuple[str, str]]) -> list[dict[str, Any]]:
             "@type": "cr:FileSet",
             "@id": _set(member),
             "name": _set(member),
-            "containedIn": [{"@id": name} for name, _ in shards.values()],
+            "containedIn": [{"@id": place} for place in shards],
             "encodingFormat": "application/json" if member == "json" else "application/x-npy",
             "includes": f"*.{member}",
         }
@@ -134,43 +139,46 @@ def _distribution(shards: dict[str, tuple[str, str]]) -> list[dict[str, Any]]:
     return [*files, *sets]
 
 
-def _records() -> dict[str, Any]:
-    def field(name: str, member: str, kind: str, text: str, what: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "@type": "cr:Field",
-            "@id": f"samples/{name}",
-            "name": name,
-            "description": text,
-            "dataType": kind,
-            "source": {"fileSet": {"@id": _set(member)}, **what},
-        }
+_MEMBERS = {
+    "samples": ("json", "json", "JSON: song, start, splits with labels and texts, levels."),
+    "latents": (
+        "latents.npy",
+        "latents",
+        "An .npy file: float16 [1+2K, C, L], mix, then submix and source of K splits.",
+    ),
+    "embeddings": ("embeddings.npy", "embeddings", "An .npy file: float16 [1+2K, W, D], audio embeddings at W hops."),
+}
+"""Record set -> member of a sample, name of its field, what it is."""
 
-    content = {"extract": {"fileProperty": "content"}}
-    key = {"extract": {"fileProperty": "filename"}, "transform": {"regex": r"^([^.]+)\.json$"}}
+
+def _records(name: str) -> dict[str, Any]:
+    """Records of one member: key and content. A window has one in each record set."""
+    member, field, text = _MEMBERS[name]
+    files = {"fileSet": {"@id": _set(member)}}
+    pattern = rf"([^/.]+)\.{re.escape(member)}$"
+    key: dict[str, Any] = {
+        "@type": "cr:Field",
+        "@id": f"{name}/key",
+        "name": "key",
+        "description": "The window id: what the member's name has before the first dot.",
+        "dataType": "sc:Text",
+        "source": {**files, "extract": {"fileProperty": "filename"}, "transform": {"regex": pattern}},
+    }
+    content = {
+        "@type": "cr:Field",
+        "@id": f"{name}/{field}",
+        "name": field,
+        "description": text,
+        "dataType": "sc:Text",
+        "source": {**files, "extract": {"fileProperty": "content"}},
+    }
     return {
         "@type": "cr:RecordSet",
-        "@id": "samples",
-        "name": "samples",
-        "description": "One record a window of a song. The members of a sample have its key before the first dot.",
-        "key": {"@id": "samples/key"},
-        "field": [
-            field("key", "json", "sc:Text", "The window id.", key),
-            field(
-                "latents",
-                "latents.npy",
-                "sc:Text",
-                "An .npy file: float16 [1+2K, C, L], the mix, then submix and source of each of K splits.",
-                content,
-            ),
-            field(
-                "embeddings",
-                "embeddings.npy",
-                "sc:Text",
-                "An .npy file: float16 [1+2K, W, D], audio embeddings at W hops.",
-                content,
-            ),
-            field("json", "json", "sc:Text", "JSON: song, start, splits with labels and texts, levels.", content),
-        ],
+        "@id": name,
+        "name": name,
+        "description": f"The {field} of each window.",
+        "key": {"@id": f"{name}/key"},
+        "field": [key, content],
     }
 
 
