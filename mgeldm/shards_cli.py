@@ -17,7 +17,10 @@ def run(arguments: Sequence[str]) -> int:
         width = max(map(len, ACTIONS))
         lines = [f"  {name.ljust(width)}  {text}" for name, (text, _) in ACTIONS.items()]
         print("\n".join(["usage: mgeldm shards ACTION ...   (ACTION --help shows its options)", "", *lines]))
-        return OK if arguments else USAGE
+        print("\nExample: mgeldm shards verify DATA")
+        if arguments:
+            sys.exit(OK)  # as the help of every other command
+        return USAGE
     if arguments[0] not in ACTIONS:
         known = ", ".join(ACTIONS)
         print(f"mgeldm shards: no action {arguments[0]!r}; there are {known}", file=sys.stderr)
