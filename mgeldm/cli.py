@@ -63,13 +63,13 @@ def _overview() -> str:
     )
 
 
-def _parser(name: str, example: str) -> "ArgumentParser":
+def _parser(name: str, example: str, text: str | None = None) -> "ArgumentParser":
     import jsonargparse
 
     jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = jsonargparse.ArgumentParser(
         prog=f"mgeldm {name}",
-        description=f"{COMMANDS[name][0]}. Example: {example}",
+        description=f"{text or COMMANDS[name][0]}. Example: {example}",
         exit_on_error=False,
         allow_abbrev=False,
     )
@@ -291,16 +291,9 @@ def _encode(arguments: Sequence[str]) -> int:
 
 
 def _shards(arguments: Sequence[str]) -> int:
-    from manifests.remote import parse_root
-    from pipelines.verify import verify
+    from mgeldm import shards_cli
 
-    parser = _parser("shards", "mgeldm shards verify DATA")
-    parser.add_argument("action", choices=["verify"], help="check every shard against sidecar, index and card")
-    parser.add_argument("data", metavar="DATA", help="data set of `mgeldm encode`: a folder or an fsspec URL")
-    parsed = _parsed(parser, arguments)
-    report = verify(parse_root(parsed.data))
-    _show(asdict(report), parsed.json)
-    return FAILED_ITEMS if report.problems else OK
+    return shards_cli.run(arguments)
 
 
 def _train(arguments: Sequence[str]) -> int:
@@ -452,7 +445,7 @@ COMMANDS: dict[str, tuple[str, Command]] = {
     "songs": ("Figures, filters and a check of a manifest", _songs),
     "split": ("Manifest to a plan of windows and splits, splits.parquet", _split),
     "encode": ("Plan to WebDataset shards of latents and embeddings", _encode),
-    "shards": ("Check the shards of a data set", _shards),
+    "shards": ("Check, show, join, choose from and clean data sets", _shards),
     "train": ("Train a joint model from shards", _train),
     "extract": ("A named source out of mixes", _task("extract")),
     "impute": ("A named source that fits into submixes", _task("impute")),

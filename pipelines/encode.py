@@ -34,6 +34,7 @@ from mgeldm.codec import Codec, load_codec
 from mgeldm.embedder import Embedder, load_embedder
 from mgeldm.progress import progress
 from pipelines.calibrate import CALIBRATION_S, calibrate
+from pipelines.croissant import write_croissant
 from pipelines.dataset_readme import write_readme
 from pipelines.encode_config import EncodeConfig, encoder_identity
 from pipelines.encode_unit import UnitEncoder, UnitWork, latent_moments
@@ -208,6 +209,7 @@ def finish(
     write_failures(out, [failure for sidecar in sidecars for failure in sidecar.failures])
     write_index(out, [row for sidecar in sidecars for row in sidecar.rows])
     write_readme(out, card)
+    write_croissant(out, card, [("", sidecar) for sidecar in sidecars])
     write_card(out, card)
     _remove_leftovers(store)
     return card

@@ -10,6 +10,9 @@ from manifests.shards import SAMPLE_VERSION
 from mgeldm.codec import Codec
 from mgeldm.embedder import Embedder
 
+Precision = Literal["fp32", "bf16", "fp16"]
+PRECISIONS: tuple[Precision, ...] = ("fp32", "bf16", "fp16")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncodeConfig:
@@ -27,7 +30,7 @@ class EncodeConfig:
     """A shard takes whole songs until it holds this many windows."""
     batch: int = 16
     """Most signals in one forward of the codec on a GPU; halved where memory runs out. A CPU takes one on each core."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Precision = "fp32"
     """Arithmetic of codec and embedder (autocast). Another precision is another encoder: it makes other shards."""
     compile: bool = False
     """Compile the codec (torch.compile): a minute at the start of each worker, then faster forwards."""

@@ -1,7 +1,7 @@
 """Windows of songs -> samples: decoding ahead, every signal through the models once, rows put together again."""
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field
@@ -116,13 +116,17 @@ class WindowEncoder:
         self._rates = {self.embedder.spec.sample_rate: 1} | {self.codec.spec.sample_rate: self.codec.spec.channels}
 
     def samples(
-        self, songs: Iterable[tuple[Song, tuple[Window, ...]]]
+        self, songs: Iterable[tuple[Song, tuple[Window, ...]]], only: Collection[str] | None = None
     ) -> Iterator[tuple[Window, Sample | WindowError]]:
-        """The sample of each window, or why there is none, in the order of songs and windows."""
+        """The sample of each window, or why there is none, in the order of songs and windows.
+
+        Songs come with all windows that the plan has of them: they decide what of a song is read, and its gain. All of
+        these windows are encoded, or ``only`` those with such ids.
+        """
         waiting: deque[_Rows] = deque()
         depth = 2 * torch.get_num_threads()
         with one_core_each(self.forwards.device) as (decoders, encoders):
-            jobs = batches(self._jobs(songs, decoders, waiting), self.forwards.batch)
+            jobs = batches(self._jobs(songs, only, decoders, waiting), self.forwards.batch)
             for batch, encoded in ahead(encoders, self._encode, jobs, depth if decoders is encoders else 1):
                 for job, result in zip(batch, encoded, strict=True):
                     job.owner.results[job.stretch] = result
@@ -131,13 +135,19 @@ class WindowEncoder:
         yield from map(self._finished, waiting)
 
     def _jobs(
-        self, songs: Iterable[tuple[Song, tuple[Window, ...]]], decoders: Executor, waiting: deque[_Rows]
+        self,
+        songs: Iterable[tuple[Song, tuple[Window, ...]]],
+        only: Collection[str] | None,
+        decoders: Executor,
+        waiting: deque[_Rows],
     ) -> Iterator[_Job]:
         """Every signal that the windows need, once; each window is put among the waiting before its own."""
         for owner in ahead_of((self._begin(song, windows, decoders) for song, windows in songs), SONGS_AHEAD):
             signals, errors = owner.decoding.result()
             known: set[Stretch] = set()
             for window in owner.windows:
+                if only is not None and window.window_id not in only:
+                    continue
                 if broken := sorted(mix_stems(window.splits) & errors.keys()):
                     error = errors[broken[0]]
                     waiting.append(_Rows(owner, window, (), 1.0, WindowError("decode", error.code, str(error))))

@@ -14,7 +14,7 @@ from pipelines.clock import Clock
 EMBED_BATCHES = 4
 """Windows of the embedder for each signal in a batch of the codec."""
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 Function: TypeAlias = Callable[[torch.Tensor], torch.Tensor]
 
@@ -31,7 +31,7 @@ class Forwards:
         self.codec: Codec = load_codec(codec).to(self.device)
         self.embedder: Embedder = load_embedder(embedder).to(self.device)
         self.clock = Clock(self.device)
-        self._dtype = PRECISIONS[precision]
+        self._dtype = _DTYPES[precision]
         # A CPU takes one signal on each core: more only fall out of its cache, and the size of a batch decides the
         # last bits of a sum.
         self.batch = batch if self.device.type == "cuda" else 1

@@ -9,10 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 from manifests.atomic import TEMPORARY_PREFIX
-from manifests.errors import ShardError
+from manifests.errors import ConfigError, ShardError
 from manifests.shards import (
     CARD_FILE,
     INDEX_FILE,
@@ -22,6 +22,7 @@ from manifests.shards import (
     DatasetCard,
     IndexRow,
     Sample,
+    ShardReader,
     embedding_count,
     map_shard,
     read_card,
@@ -30,9 +31,11 @@ from manifests.shards import (
     read_sample,
     sample_bytes,
 )
+from manifests.splits import read_splits
 from manifests.store import open_store
 from manifests.units import FAILURES_FILE, Failure, Sidecar, parse_sidecar, read_failures
 from mgeldm.progress import progress
+from pipelines.verify_plan import Finding, Reencode, Reencoded, check_plan, check_reencoded
 
 T = TypeVar("T")
 
@@ -47,16 +50,12 @@ CODES = {
     "prompt": "a text of a split has no embedding",
     "duplicate": "a window stands more than once in the index",
     "card": "the card counts otherwise than the index",
+    "not_planned": "a window that is not in the plan",
+    "not_encoded": "a window of the plan that is not in the index once, or has not failed with a code",
+    "plan": "song, time or splits of a sample are not the plan's",
+    "reencode": "encoding a window anew gives something else",
     "leftover": "a file that belongs to no sample, such as one that a killed run left behind",
 }
-
-
-class Finding(NamedTuple):
-    """Something found; ``file`` is below the data set folder, ``code`` one of `CODES`."""
-
-    file: str
-    code: str
-    message: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,19 +69,37 @@ class VerifyReport:
     problems: tuple[Finding, ...]
     notes: tuple[Finding, ...]
     """Nothing is lost, but a person may want to know."""
+    reencoded: Reencoded | None = None
+    """Where windows were encoded anew; what differs is among the problems."""
 
 
-def verify(data: Path | str) -> VerifyReport:
+def verify(data: Path | str, splits: Path | None = None, reencode: Reencode | None = None) -> VerifyReport:
     """Check the data set ``data``, a folder or URL; whatever is damaged becomes a problem of the report.
 
+    ``splits`` is the plan to check it against, ``reencode`` says which windows of the plan to encode anew.
+
     Raises:
-        ShardError: there is no such folder, or nothing below the URL.
+        ShardError: there is no such folder, or nothing below the URL; or codec or embedder are not the card's.
+        ConfigError: windows are to be encoded anew without a plan.
+        ManifestError: plan or manifest cannot be used.
         StoreError: it cannot be listed.
     """
     store = open_store(data)
     if not store.sizes() and not store.sizes(SHARDS_FOLDER) and not Path(store.root).is_dir():
         raise ShardError(f"{data}: no such folder")
-    return _Verifier(data).run()
+    if reencode and splits is None:
+        raise ConfigError("windows are encoded anew by a plan; give --splits, too")
+    plan = None if splits is None else read_splits(splits)
+    verifier = _Verifier(data)
+    report = verifier.run()
+    if plan is None or verifier.card is None or any(problem.file == INDEX_FILE for problem in report.problems):
+        return report  # without card and index there is nothing to compare
+    reader = ShardReader(data)
+    report = replace(report, problems=(*report.problems, *check_plan(reader, plan, verifier.failures)))
+    if reencode is None:
+        return report
+    reencoded = check_reencoded(reader, plan, reencode)
+    return replace(report, problems=(*report.problems, *reencoded.problems), reencoded=reencoded)
 
 
 class _Verifier:

@@ -29,7 +29,15 @@ from pipelines.verify import verify
 
 LOCAL = RunnerConfig(runner="local")
 SPLIT = SplitConfig(window_s=1.024, hop_s=0.9, min_song_s=1.0, splits_per_window=2)
-ARTEFACTS = {"README.md", "dataset.json", "failures.parquet", "index.parquet", "prompts.safetensors", "units.parquet"}
+ARTEFACTS = {
+    "README.md",
+    "croissant.json",
+    "dataset.json",
+    "failures.parquet",
+    "index.parquet",
+    "prompts.safetensors",
+    "units.parquet",
+}
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from mgeldm.embedder import ClapEmbedder, load_embedder
 from mgeldm.joint import SamplingConfig
 from mgeldm.model import JointConfig, JointTransformer
 from pipelines.encode import encode
-from pipelines.encode_unit import EncodeConfig
+from pipelines.encode_config import EncodeConfig
 from pipelines.runner import RunnerConfig
 from pipelines.scan import scan
 from pipelines.split import SplitConfig, split
