@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from manifests.atomic import canonical_json
 from manifests.errors import ManifestError
-from manifests.songs import ROW_GROUP, open_table, read_table, reading, write_batches, write_table
+from manifests.songs import ROW_GROUP, open_table, reading, write_batches, write_table
 
 SPLITS_VERSION = "2"
 _BATCH = 1_000
@@ -236,20 +236,34 @@ def _flat(rows: Sequence[Sequence[T]]) -> tuple[list[T], pa.Array]:
 
 def read_splits(path: Path | str) -> Plan:
     """Read a plan. Raises ManifestError when the file is missing or is no plan of this version."""
-    table, metadata = read_table(path, "splits", SPLITS_VERSION, SPLITS_SCHEMA)
-    return Plan(
-        windows=tuple(_window(row) for row in table.to_pylist()),
-        config=json.loads(metadata.get("config", "{}")),
-        passed_over=json.loads(metadata.get("passed_over", "{}")),
-    )
+    with open_table(path, "splits", SPLITS_VERSION, SPLITS_SCHEMA) as (file, metadata), reading(path):
+        known: dict[Any, Any] = {}
+        windows = tuple(
+            _window(row, known) for batch in file.iter_batches(batch_size=_BATCH) for row in batch.to_pylist()
+        )
+        return Plan(
+            windows=windows,
+            config=json.loads(metadata.get("config", "{}")),
+            passed_over=json.loads(metadata.get("passed_over", "{}")),
+        )
 
 
-def _window(row: dict[str, Any]) -> Window:
-    splits = tuple(
-        Split(**{**split, "source": tuple(split["source"]), "submix": tuple(split["submix"])})
-        for split in row["splits"]
-    )
-    return Window(**{**row, "splits": splits, "gains": tuple(StemGain(**gain) for gain in row["gains"])})
+def _window(row: dict[str, Any], known: dict[Any, Any]) -> Window:
+    """A row as a window. What windows have in common is kept once, in ``known``: a plan has millions of splits."""
+
+    def once(value: T) -> T:
+        found: T = known.setdefault(value, value)
+        return found
+
+    splits = []
+    for split in row["splits"]:
+        sides = (once(tuple(map(once, split[side]))) for side in ("source", "submix"))
+        key = (*sides, once(split["source_text"]), once(split["submix_text"]))
+        if key not in known:
+            known[key] = Split(source=key[0], submix=key[1], source_text=key[2], submix_text=key[3])
+        splits.append(known[key])
+    gains = tuple(StemGain(stem_id=once(gain["stem_id"]), gain_db=gain["gain_db"]) for gain in row["gains"])
+    return Window(**{**row, "song_id": once(row["song_id"]), "splits": tuple(splits), "gains": gains})
 
 
 def splits_config(path: Path | str) -> dict[str, Any]:
@@ -265,7 +279,7 @@ def find_window(path: Path | str, key: str) -> Window | None:
         for group in range(file.num_row_groups):
             ids = file.read_row_group(group, columns=["window_id"]).column("window_id").to_pylist()
             if key in ids:
-                return _window(file.read_row_group(group).slice(ids.index(key), 1).to_pylist()[0])
+                return _window(file.read_row_group(group).slice(ids.index(key), 1).to_pylist()[0], {})
     return None
 
 

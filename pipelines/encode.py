@@ -95,13 +95,15 @@ def encode(
     if len(units) > len(known):
         write_units(out, units)
     works = list_work(units, windows, by_id)
-    sealed = read_sidecars(out, [work.name(encoder) for work in works])
+    # A name is a hash over the plan of the unit: seconds for all of them, so once.
+    names = [work.name(encoder) for work in works]
+    sealed = read_sidecars(out, names)
     todo = _waiting(works, sealed.values(), config)
     spent: Counter[str] = Counter()
     total, waiting = (sum(work.size for work in some) for some in (works, todo))
     with progress(total, "encode", "windows", initial=total - waiting) as bar:
         for index, result in run_units(todo, partial(UnitEncoder, config, out), runner):
-            sealed[todo[index].name(encoder)] = result.sidecar
+            sealed[result.sidecar.shard.removesuffix(".tar")] = result.sidecar
             spent.update(result.seconds)
             bar.update(todo[index].size)
     sidecars = [sealed[name] for name in sorted(sealed)]
