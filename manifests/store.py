@@ -9,7 +9,7 @@ import os
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -163,8 +163,14 @@ class _Folder(Store):
         return (self._path / name).stat().st_size
 
     def _sizes(self, folder: str) -> dict[str, int]:
+        found: dict[str, int] = {}
         with os.scandir(self._path / folder) as entries:
-            return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+            for entry in entries:
+                # A temporary may be gone by now.
+                with suppress(FileNotFoundError):
+                    if entry.is_file():
+                        found[entry.name] = entry.stat().st_size
+        return found
 
     def _remove(self, name: str) -> None:
         (self._path / name).unlink()

@@ -16,7 +16,7 @@ from typing import Any
 import pyarrow as pa
 
 from manifests.atomic import content_hash, readable_json
-from manifests.errors import ShardError, StoreError
+from manifests.errors import ShardError
 from manifests.shards import SHARDS_FOLDER, IndexRow
 from manifests.songs import Song, read_table, write_table
 from manifests.splits import Window
@@ -180,8 +180,10 @@ def read_sidecars(data: Path | str, names: Iterable[str]) -> dict[str, Sidecar |
         if f"{name}.tar" not in sizes or f"{name}.json" not in sizes:
             return None
         try:
-            sidecar = parse_sidecar(data, name)
-        except ShardError:
+            # With the size from the listing a store need not be asked for it.
+            content = store.read_range(sidecar_name(name), 0, sizes[f"{name}.json"])
+            sidecar = _sidecar(content, store.location(sidecar_name(name)))
+        except (ShardError, FileNotFoundError):
             return None
         return sidecar if sizes.get(sidecar.shard) == sidecar.size else None
 
@@ -197,14 +199,19 @@ def parse_sidecar(data: Path | str, name: str) -> Sidecar:
         ShardError: it is not there or no sidecar.
         StoreError: it cannot be read.
     """
-    store = open_store(data)
+    store, place = open_store(data), sidecar_name(name)
     try:
-        raw: dict[str, Any] = dict(json.loads(store.read(sidecar_name(name))))
+        return _sidecar(store.read(place), store.location(place))
+    except FileNotFoundError:
+        raise ShardError(f"{store.location(place)}: missing; the shard beside it is not complete") from None
+
+
+def _sidecar(content: bytes, place: str) -> Sidecar:
+    try:
+        raw: dict[str, Any] = dict(json.loads(content))
         raw["rows"] = tuple(IndexRow(**{**row, "instruments": tuple(row["instruments"])}) for row in raw["rows"])
         raw["failures"] = tuple(Failure(**failure) for failure in raw["failures"])
         raw |= {name: tuple(raw[name]) for name in ("latent_sum", "latent_squares", "songs")}
         return Sidecar(**raw)
-    except StoreError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ShardError(f"{store.location(sidecar_name(name))}: not a readable sidecar ({error!r})") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise ShardError(f"{place}: not a readable sidecar ({error!r})") from None

@@ -1,7 +1,7 @@
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -124,7 +124,7 @@ def test_what_arrives_short_is_put_again(impatient: type[Faulty], monkeypatch: p
     open_store(ROOTS[1]).write("a", b"123")
     assert sent == [b"123"] * 2
     assert open_store(ROOTS[1]).read("a") == b"123"
-    with pytest.raises(StoreError, match="5 bytes arrived of 9"):
+    with pytest.raises(StoreError, match="6 bytes arrived of 9"):
         open_store(ROOTS[1]).write("a", b"123456789")
     assert open_store(ROOTS[1]).sizes() == {}
 
@@ -157,3 +157,21 @@ def test_temporaries_of_dead_processes_are_told_from_others() -> None:
         "a.tar",
     ):
         assert abandoned(name) is None
+
+
+def test_a_file_that_goes_while_its_folder_is_listed_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b", "c"):
+        (tmp_path / name).touch()
+    scandir = os.scandir
+
+    @contextmanager
+    def one_goes(folder: Path) -> Iterator[list[os.DirEntry[str]]]:
+        with scandir(folder) as entries:
+            found = list(entries)
+        (tmp_path / "b").unlink()
+        yield found
+
+    monkeypatch.setattr(os, "scandir", one_goes)
+    assert open_store(tmp_path).sizes().keys() == {"a", "c"}
