@@ -311,6 +311,31 @@ def songs_metadata(path: Path | str) -> dict[str, str]:
         return metadata
 
 
+def song_instruments(path: Path | str) -> set[str]:
+    """Every instrument that a stem of the manifest has. Raises ManifestError as `iter_songs` does."""
+    found: set[str] = set()
+    with open_table(path, "songs", SONGS_VERSION, SONGS_SCHEMA) as (file, _), reading(path):
+        for batch in file.iter_batches(columns=["stems.list.element.instrument"]):
+            found.update(batch.column("stems").flatten().field("instrument").unique().to_pylist())
+    return found
+
+
+def song_ids(path: Path | str) -> set[str]:
+    """The ids of all songs of a manifest. Raises ManifestError as `iter_songs` does."""
+    with open_table(path, "songs", SONGS_VERSION, SONGS_SCHEMA) as (file, _), reading(path):
+        return set(file.read(columns=["song_id"]).column("song_id").to_pylist())
+
+
+def find_song(path: Path | str, song_id: str) -> Song:
+    """One song of a manifest. Raises ManifestError where there is none with this id, and as `iter_songs` does."""
+    with open_table(path, "songs", SONGS_VERSION, SONGS_SCHEMA) as (file, _), reading(path):
+        for group in range(file.num_row_groups):
+            ids = file.read_row_group(group, columns=["song_id"]).column("song_id").to_pylist()
+            if song_id in ids:
+                return row_songs(file.read_row_group(group).slice(ids.index(song_id), 1), path)[0]
+    raise ManifestError(f"{path}: no song {song_id!r}")
+
+
 def _row(song: Song) -> dict[str, Any]:
     # Not dataclasses.asdict: it copies every value deeply, which takes most of the time of a large manifest.
     return _values(song) | {

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from manifests.atomic import canonical_json
 from manifests.errors import ManifestError
-from manifests.songs import ROW_GROUP, read_table, write_batches, write_table
+from manifests.songs import ROW_GROUP, open_table, read_table, reading, write_batches, write_table
 
 SPLITS_VERSION = "2"
 _BATCH = 1_000
@@ -94,11 +94,12 @@ def window_id(song_id: str, start_s: float) -> str:
 
     It carries a readable part of the song id, a hash over all of it, and the start in milliseconds.
     """
-    return f"{_song_key(song_id)}-{round(start_s * 1000):08d}"
+    return f"{song_key(song_id)}-{round(start_s * 1000):08d}"
 
 
 @lru_cache(maxsize=1024)
-def _song_key(song_id: str) -> str:
+def song_key(song_id: str) -> str:
+    """What the ids of all windows of a song begin with: a readable part and a hash."""
     readable = re.sub(r"[^A-Za-z0-9]+", "_", song_id).strip("_")[-48:]
     digest = hashlib.sha256(song_id.encode("utf-8", "surrogateescape")).hexdigest()[:8]
     return f"{readable}-{digest}"
@@ -128,19 +129,22 @@ class SongWindows:
     starts_s: tuple[float, ...]
     chosen: tuple[tuple[int, ...], ...]
     """For each start, indices into ``splits``."""
-    gains: tuple[tuple[StemGain, ...], ...]
-    """For each start, the gains of its window."""
+    gain_stems: tuple[str, ...]
+    """Stems that have gains; none where they are off."""
+    gains_db: tuple[tuple[float, ...], ...]
+    """For each start, a gain for each of ``gain_stems``."""
 
     def windows(self) -> Iterator[Window]:
         """Each window with its splits."""
-        for start, chosen, gains in zip(self.starts_s, self.chosen, self.gains, strict=True):
+        for start, chosen, gains in zip(self.starts_s, self.chosen, self.gains_db, strict=True):
+            pairs = zip(self.gain_stems, gains, strict=True)
             yield Window(
                 window_id=window_id(self.song_id, start),
                 song_id=self.song_id,
                 start_s=start,
                 duration_s=self.duration_s,
                 splits=tuple(self.splits[index] for index in chosen),
-                gains=gains,
+                gains=tuple(StemGain(stem_id=stem, gain_db=gain) for stem, gain in pairs),
             )
 
 
@@ -197,25 +201,26 @@ def _rows(songs: Sequence[SongWindows]) -> pa.Table:
     columns = [_lists([split.source for split in splits]), _lists([split.submix for split in splits])]
     columns += [pa.array([getattr(split, name) for split in splits], pa.string()) for name in _SPLIT.names[2:]]
     different = pa.StructArray.from_arrays(columns, fields=list(_SPLIT))
-    base, rows, taken, gains = 0, [], [], []
+    base, rows, taken, gain_stems, gains = 0, [], [], [], []
     for song in songs:
         keys = [window_id(song.song_id, start) for start in song.starts_s]
         for number in sorted(range(len(keys)), key=keys.__getitem__):
             rows.append((keys[number], song.song_id, song.starts_s[number], song.duration_s))
             taken.append([base + index for index in song.chosen[number]])
-            gains.append(song.gains[number])
+            gain_stems.append(song.gain_stems)
+            gains.append(song.gains_db[number])
         base += len(song.splits)
     flat, offsets = _flat(taken)
     lists = pa.ListArray.from_arrays(offsets, different.take(pa.array(flat, pa.int64())), type=pa.list_(_SPLIT))
     ids = [pa.array(column, kind.type) for column, kind in zip(zip(*rows, strict=True), SPLITS_SCHEMA, strict=False)]
-    columns = [*ids, lists, _gains(gains)]
+    columns = [*ids, lists, _gains(gain_stems, gains)]
     return pa.Table.from_arrays(columns, schema=SPLITS_SCHEMA) if rows else SPLITS_SCHEMA.empty_table()
 
 
-def _gains(rows: Sequence[Sequence[StemGain]]) -> pa.ListArray:
-    flat, offsets = _flat(rows)
-    stems, gains = pa.array([gain.stem_id for gain in flat], pa.string()), [gain.gain_db for gain in flat]
-    values = pa.StructArray.from_arrays([stems, pa.array(gains, pa.float64())], fields=list(_GAIN))
+def _gains(stems: Sequence[Sequence[str]], gains: Sequence[Sequence[float]]) -> pa.ListArray:
+    flat, offsets = _flat(gains)
+    columns = [pa.array(_flat(stems)[0], pa.string()), pa.array(flat, pa.float64())]
+    values = pa.StructArray.from_arrays(columns, fields=list(_GAIN))
     return pa.ListArray.from_arrays(offsets, values, type=pa.list_(_GAIN))
 
 
@@ -245,6 +250,23 @@ def _window(row: dict[str, Any]) -> Window:
         for split in row["splits"]
     )
     return Window(**{**row, "splits": splits, "gains": tuple(StemGain(**gain) for gain in row["gains"])})
+
+
+def splits_config(path: Path | str) -> dict[str, Any]:
+    """The configuration that a plan was drawn with. Raises ManifestError as `read_splits` does."""
+    with open_table(path, "splits", SPLITS_VERSION, SPLITS_SCHEMA) as (_, metadata):
+        config: dict[str, Any] = json.loads(metadata.get("config", "{}"))
+        return config
+
+
+def find_window(path: Path | str, key: str) -> Window | None:
+    """One window of a plan, or None, read without the others. Raises ManifestError as `read_splits` does."""
+    with open_table(path, "splits", SPLITS_VERSION, SPLITS_SCHEMA) as (file, _), reading(path):
+        for group in range(file.num_row_groups):
+            ids = file.read_row_group(group, columns=["window_id"]).column("window_id").to_pylist()
+            if key in ids:
+                return _window(file.read_row_group(group).slice(ids.index(key), 1).to_pylist()[0])
+    return None
 
 
 def texts(windows: Iterable[Window]) -> list[str]:

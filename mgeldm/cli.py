@@ -231,14 +231,36 @@ def _songs_lint(parsed: "Namespace") -> int:
 
 
 def _split(arguments: Sequence[str]) -> int:
-    from pipelines.split import SplitConfig, split
+    from pipelines.split import SplitConfig, split, table
 
-    parser = _parser("split", "mgeldm split songs.parquet --out splits.parquet --window_s 20.48 --seed 0")
-    parser.add_argument("songs", type=Path, help="manifest of `mgeldm scan`")
-    parser.add_argument("--out", type=Path, required=True, help="plan to write")
+    if arguments and arguments[0] == "explain":
+        return _split_explain(arguments[1:])
+    parser = _parser("split", "mgeldm split songs.parquet --out splits.parquet --window_s 20.48 --classes s_a")
+    parser.add_argument("songs", type=Path, help="manifest of `mgeldm scan` (or: split explain WINDOW_ID --help)")
+    parser.add_argument("--out", type=Path, help="plan to write")
+    parser.add_argument("--dry-run", action="store_true", help="show what would be chosen, write nothing")
     _options(parser, SplitConfig)
     parsed = _parsed(parser, arguments)
-    _show(asdict(split(parsed.songs, parsed.out, config=_made(SplitConfig, parsed))), parsed.json)
+    if not parsed.out and not parsed.dry_run:
+        raise ConfigError("split needs --out FILE, or --dry-run")
+    summary = split(parsed.songs, None if parsed.dry_run else parsed.out, config=_made(SplitConfig, parsed))
+    print(json.dumps(asdict(summary)) if parsed.json else table(summary))
+    return OK
+
+
+def _split_explain(arguments: Sequence[str]) -> int:
+    from pipelines.explain import explain, told
+
+    parser = _parser(
+        "split", "mgeldm split explain slakh2100/train/Track00001@20 --plan splits.parquet --songs songs.parquet"
+    )
+    parser.prog = "mgeldm split explain"
+    parser.add_argument("window", help="window id, or SONG_ID@SECONDS; it need not be in the plan")
+    parser.add_argument("--plan", type=Path, required=True, help="plan of `mgeldm split`")
+    parser.add_argument("--songs", type=Path, required=True, help="manifest that the plan was drawn from")
+    parsed = _parsed(parser, arguments)
+    found = explain(parsed.window, parsed.plan, parsed.songs)
+    print(json.dumps(asdict(found)) if parsed.json else told(found))
     return OK
 
 
@@ -252,12 +274,16 @@ def _encode(arguments: Sequence[str]) -> int:
     parser.add_argument("splits", type=Path, help="plan of `mgeldm split`")
     parser.add_argument("--songs", type=Path, required=True, help="manifest that the plan was drawn from")
     parser.add_argument("--out", required=True, metavar="DATA", help="data set to write: a folder or an fsspec URL")
-    parser.add_argument("--dry-run", action="store_true", help="count units, windows, hours and bytes, encode nothing")
+    parser.add_argument("--dry-run", action="store_true", help="count units, windows, hours, bytes, write nothing")
+    parser.add_argument(
+        "--calibration-s", type=float, default=20.0, help="with --dry-run: seconds to measure this device; 0: do not"
+    )
     _options(parser, EncodeConfig, RunnerConfig)
     parsed = _parsed(parser, arguments)
     config, out = _made(EncodeConfig, parsed), parse_root(parsed.out)
     if parsed.dry_run:
-        _show(preview(parsed.splits, parsed.songs, out, config), parsed.json)
+        counted = preview(parsed.splits, parsed.songs, out, config, calibration_s=parsed.calibration_s)
+        _show(counted, parsed.json)
         return OK
     summary = encode(parsed.splits, parsed.songs, out, config=config, runner=_made(RunnerConfig, parsed))
     _show(asdict(summary), parsed.json)

@@ -33,6 +33,7 @@ from manifests.units import Sidecar, Unit, assign_units, read_sidecars, read_uni
 from mgeldm.codec import Codec, load_codec
 from mgeldm.embedder import Embedder, load_embedder
 from mgeldm.progress import progress
+from pipelines.calibrate import CALIBRATION_S, calibrate
 from pipelines.dataset_readme import write_readme
 from pipelines.encode_config import EncodeConfig, encoder_identity
 from pipelines.encode_unit import UnitEncoder, UnitWork, latent_moments
@@ -123,8 +124,18 @@ def _profile(spent: Mapping[str, float]) -> dict[str, float]:
     return {name: round(seconds / available, 4) for name, seconds in sorted(spent.items()) if name != "available"}
 
 
-def preview(splits: Path, songs: Path, out: Path | str, config: EncodeConfig | None = None) -> dict[str, Any]:
+def preview(
+    splits: Path,
+    songs: Path,
+    out: Path | str,
+    config: EncodeConfig | None = None,
+    *,
+    calibration_s: float = CALIBRATION_S,
+) -> dict[str, Any]:
     """What `encode` would do: units, windows, hours of signal through the codec, bytes of all shards. Writes nothing.
+
+    Some songs of the plan are encoded on the device at hand for ``calibration_s`` seconds (0: none), which tells how
+    many hours of such a device the whole would take.
 
     Raises:
         ManifestError, CheckpointError: as `encode`.
@@ -144,15 +155,23 @@ def preview(splits: Path, songs: Path, out: Path | str, config: EncodeConfig | N
         values = codec.spec.frames(window.duration_s) * codec.spec.latent_channels + count * embedder.spec.dim
         bytes_ += 2 * values * len(tracks) + _BYTES_BESIDE
         hours += len(set(tracks)) * window.duration_s / 3600
-    return {
+    waiting = [window for work in todo for found in work.windows.values() for window in found]
+    hours_to_encode = sum(window.duration_s for window in waiting) / 3600
+    found: dict[str, Any] = {
         "shards": len(works),
         "shards_to_encode": len(todo),
         "windows": len(plan.windows),
-        "windows_to_encode": sum(work.size for work in todo),
+        "windows_to_encode": len(waiting),
         "hours": sum(window.duration_s for window in plan.windows) / 3600,
+        "hours_to_encode": hours_to_encode,
         "hours_through_codec": hours,
         "bytes": bytes_,
     }
+    measured = calibrate(todo, config, calibration_s) if calibration_s and todo else None
+    if measured:
+        found[f"{measured.device}_hours"] = hours_to_encode / measured.window_seconds_per_s
+        found["calibration"] = asdict(measured)
+    return found
 
 
 def list_work(

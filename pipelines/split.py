@@ -1,72 +1,28 @@
 """split: `songs.parquet` -> `splits.parquet`. A deterministic choice from the manifest alone; no audio is read."""
 
-import hashlib
-import math
 from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import lru_cache
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
 
-import numpy as np
-import numpy.typing as npt
+from manifests.class_sets import ClassFilter, class_filter
+from manifests.songs import Song, iter_songs, song_instruments
+from manifests.splits import Plan, PlanRows, Window
+from pipelines.draw import SplitConfig, draw_songs
+from pipelines.text_table import columns
 
-from manifests.errors import ConfigError
-from manifests.labels import lookup, phrase
-from manifests.songs import ACTIVITY_FRAME_S, Song, Stem, iter_songs
-from manifests.splits import Plan, PlanRows, SongWindows, Split, StemGain, Window
-
-Activity = npt.NDArray[np.bool_]
-
-SUBSETS_PER_SPLIT = 8
-"""Random subsets of a song's stems drawn for each split that a window may have."""
-_GAIN_STEP_DB = 0.01
+__all__ = ["Chosen", "SplitConfig", "SplitSummary", "make_plan", "split", "table"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SplitConfig:
-    """How windows and their splits are chosen."""
+class Chosen:
+    """Splits of one corpus and subset whose source has this instrument. A source of two instruments counts for both."""
 
-    strategy: Literal["single", "stem", "subset"] = "single"
-    """"single": all stems of one canonical instrument are the source (the paper); "stem": one stem as the corpus has
-    it; "subset": some stems at random, up to ``subset_stems``."""
-    subset_stems: int = 3
-    """Most stems of a source under "subset"."""
-    window_s: float = 20.48
-    """Length of a window."""
-    hop_s: float | None = None
-    """Distance of windows; by default the window's length. The end of a song gets a window of its own, unless it is
-    less than a tenth of the hop."""
-    splits_per_window: int = 3
-    """Largest number of splits of one window, K."""
-    min_source_active: float = 0.2
-    """Least share of the window's 100 ms frames in which the source sounds."""
-    min_submix_active: float = 0.2
-    """The same for the submix."""
-    min_song_s: float = 5.0
-    """Shorter songs are passed over. Songs shorter than a window are padded with silence."""
-    exclude: tuple[str, ...] = ()
-    """Instruments that are never a source."""
-    seed: int = 0
-    """Seed of the choice among more splits than ``splits_per_window``, and of the gains."""
-    gain_db: float = 0.0
-    """Each stem of each window gets a gain drawn evenly from -gain_db to gain_db, in steps of 0.01 dB. 0: none."""
-
-    def __post_init__(self) -> None:
-        hop_s = self.window_s if self.hop_s is None else self.hop_s
-        if not all(math.isfinite(seconds) and seconds >= ACTIVITY_FRAME_S for seconds in (self.window_s, hop_s)):
-            raise ConfigError(f"window_s {self.window_s} and hop_s {self.hop_s} must be at least {ACTIVITY_FRAME_S}")
-        for name in ("splits_per_window", "subset_stems"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} {getattr(self, name)} must be at least 1")
-        for name in ("min_source_active", "min_submix_active"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ConfigError(f"{name} {getattr(self, name)} is a share, above 0 and at most 1")
-        if self.seed < 0:
-            raise ConfigError(f"seed {self.seed} must not be negative")
-        if self.gain_db and not _GAIN_STEP_DB <= self.gain_db <= 60:
-            raise ConfigError(f"gain_db {self.gain_db} must be 0 (off) or from {_GAIN_STEP_DB} to 60")
+    corpus: str
+    subset: str
+    instrument: str
+    splits: int
+    hours: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,183 +33,95 @@ class SplitSummary:
     windows: int
     splits: int
     hours: float
-    sources: dict[str, int] = field(default_factory=dict)
+    sources: dict[str, int]
     """How many splits have this text as their source."""
-    passed_over: dict[str, int] = field(default_factory=dict)
-    """Windows (or songs) that were not planned, by reason."""
+    chosen: tuple[Chosen, ...]
+    passed_over: dict[str, int]
+    """Songs, windows and splits that were not planned, by reason; the reason's first word is what was counted."""
 
 
-def split(songs: Path, out: Path, *, config: SplitConfig | None = None) -> SplitSummary:
+def split(songs: Path, out: Path | None, *, config: SplitConfig | None = None) -> SplitSummary:
     """Draw the plan of the manifest ``songs`` and write it to ``out``. Same manifest, config, seed: same bytes.
 
+    With ``out`` None nothing is written.
+
     Raises:
+        ConfigError: classes or exclude name what neither the vocabulary nor the manifest knows.
         ManifestError: the manifest cannot be used.
     """
     config = config or SplitConfig()
+    classes = filter_of(config, songs)
     rows, passed_over, sources = PlanRows(), Counter[str](), Counter[str]()
+    chosen: Counter[tuple[str, str, str]] = Counter()
     planned = windows = 0
-    for song in iter_songs(songs):
-        found = _song_windows(song, config, passed_over)
-        if found.starts_s:
+    for draw in draw_songs(lambda: iter_songs(songs), config, classes):
+        passed_over.update(draw.passed_over())
+        found = draw.windows()
+        if not found.starts_s:
+            continue
+        if out is not None:
             rows.add(found)
-            planned += 1
-            windows += len(found.starts_s)
-            sources.update(found.splits[index].source_text for chosen in found.chosen for index in chosen)
+        planned += 1
+        windows += len(found.starts_s)
+        counts = draw.planned.sum(axis=0).tolist()
+        for part, instruments, count in zip(draw.splits, draw.instruments(), counts, strict=True):
+            if count:
+                sources[part.source_text] += count
+                for name in instruments:
+                    chosen[draw.song.corpus, draw.song.subset, name] += count
     passed = dict(sorted(passed_over.items()))
-    rows.write(out, asdict(config), passed)
+    if out is not None:
+        rows.write(out, asdict(config), passed)
+    hours = config.window_s / 3600
     return SplitSummary(
         songs=planned,
         windows=windows,
         splits=sources.total(),
-        hours=windows * config.window_s / 3600,
-        sources=dict(sources.most_common()),
+        hours=windows * hours,
+        sources=dict(sorted(sources.items(), key=lambda item: (-item[1], item[0]))),
+        chosen=tuple(
+            Chosen(corpus=corpus, subset=subset, instrument=name, splits=count, hours=count * hours)
+            for (corpus, subset, name), count in sorted(chosen.items())
+        ),
         passed_over=passed,
     )
 
 
+def filter_of(config: SplitConfig, songs: Path) -> ClassFilter:
+    """The filter that ``config`` asks for over the manifest ``songs``. Raises ConfigError for unknown names."""
+    return _filter(config, lambda: song_instruments(songs))
+
+
+def _filter(config: SplitConfig, instruments: Callable[[], Collection[str]]) -> ClassFilter:
+    return class_filter(tuple(config.classes), tuple(config.exclude), config.mix, instruments)
+
+
 def make_plan(songs: Iterable[Song], config: SplitConfig) -> Plan:
-    """The plan over ``songs``; does not depend on their order."""
+    """The plan over ``songs``; does not depend on their order. Raises ConfigError as `split` does."""
+    ordered = sorted(songs, key=lambda song: song.song_id)
+    classes = _filter(config, lambda: {stem.instrument for song in ordered for stem in song.stems})
     passed_over: Counter[str] = Counter()
     windows: list[Window] = []
-    for song in sorted(songs, key=lambda song: song.song_id):
-        windows += _song_windows(song, config, passed_over).windows()
+    for draw in draw_songs(lambda: ordered, config, classes):
+        passed_over.update(draw.passed_over())
+        windows += draw.windows().windows()
     return Plan(windows=tuple(windows), config=asdict(config), passed_over=dict(sorted(passed_over.items())))
 
 
-def window_starts(duration_s: float, window_s: float, hop_s: float) -> list[float]:
-    """Starts of the windows of a song, in whole milliseconds; the last window ends where the song ends.
-
-    A tail shorter than a tenth of the hop gets no window of its own. A song shorter than a window gets one at 0.
-    """
-    last, hop = max(0, int((duration_s - window_s) * 1000 + 1e-6)), hop_s * 1000
-    starts = [round(number * hop) for number in range(int(last / hop) + 1)]
-    if last - starts[-1] > hop / 10:
-        starts.append(last)
-    return [start / 1000 for start in starts]
-
-
-def _song_windows(song: Song, config: SplitConfig, passed_over: Counter[str]) -> SongWindows:
-    """The windows of a song, none where it cannot be used; ``passed_over`` counts what was not planned."""
-    starts: list[float] = []
-    if not song.usable_stems:
-        passed_over["song unusable (see its problems)"] += 1
-    elif song.duration_s < config.min_song_s:
-        passed_over[f"song shorter than {config.min_song_s:g} s"] += 1
-    else:
-        starts = window_starts(song.duration_s, config.window_s, config.hop_s or config.window_s)
-    stems = song.usable_stems if starts else ()
-    splits = _candidates(song.song_id, tuple((stem.stem_id, stem.instrument) for stem in stems), config)
-    planned, chosen, gains = [], [], []
-    drawn = _draw(_active(stems, splits, starts, config), song.song_id, config)
-    louder = _gains(song.song_id, [stem.stem_id for stem in stems], len(starts), config)
-    for start, found, gain in zip(starts, drawn, louder, strict=True):
-        if found:
-            planned.append(start)
-            chosen.append(tuple(found))
-            gains.append(gain)
-        else:
-            passed_over["window without an active source beside an active submix"] += 1
-    return SongWindows(
-        song_id=song.song_id,
-        duration_s=config.window_s,
-        splits=splits,
-        starts_s=tuple(planned),
-        chosen=tuple(chosen),
-        gains=tuple(gains),
-    )
-
-
-def _candidates(song_id: str, stems: tuple[tuple[str, str], ...], config: SplitConfig) -> tuple[Split, ...]:
-    """The splits of a song of ``stems``, pairs of id and instrument, that the strategy can choose from."""
-    if config.strategy != "subset":
-        return _named_candidates(stems, config.strategy, config.exclude)
-    allowed = [number for number, (_, name) in enumerate(stems) if _may_be_source(name, config.exclude)]
-    most = min(config.subset_stems, len(allowed), len(stems) - 1)
-    rng = _generator(config.seed, song_id, "subset")
-    # There may be thousands of subsets: a window chooses from some of them.
-    drawn = {
-        tuple(sorted(rng.choice(allowed, size=rng.integers(1, most + 1), replace=False).tolist()))
-        for _ in range(SUBSETS_PER_SPLIT * config.splits_per_window if most > 0 else 0)
-    }
-    return tuple(_split(stems, chosen) for chosen in sorted(drawn))
-
-
-# The songs of a corpus often have the same stems.
-@lru_cache(maxsize=1024)
-def _named_candidates(stems: tuple[tuple[str, str], ...], strategy: str, exclude: tuple[str, ...]) -> tuple[Split, ...]:
-    """A split for each instrument, or for each stem."""
-    sources: dict[str, list[int]] = {}
-    for number, (stem_id, name) in enumerate(stems):
-        if _may_be_source(name, exclude):
-            sources.setdefault(name if strategy == "single" else stem_id, []).append(number)
-    return tuple(_split(stems, chosen) for _, chosen in sorted(sources.items()) if len(chosen) < len(stems))
-
-
-def _may_be_source(instrument: str, exclude: Sequence[str]) -> bool:
-    return instrument not in exclude and not lookup(instrument).aggregate
-
-
-def _split(stems: Sequence[tuple[str, str]], chosen: Collection[int]) -> Split:
-    source = [stem for number, stem in enumerate(stems) if number in chosen]
-    submix = [stem for number, stem in enumerate(stems) if number not in chosen]
-    return Split(
-        source=tuple(stem_id for stem_id, _ in source),
-        submix=tuple(stem_id for stem_id, _ in submix),
-        source_text=phrase(name for _, name in source),
-        submix_text=phrase(name for _, name in submix),
-    )
-
-
-def _active(stems: Sequence[Stem], splits: Sequence[Split], starts: Sequence[float], config: SplitConfig) -> Activity:
-    """Which splits sound on both sides long enough in the windows at ``starts``: ``[starts, splits]``."""
-    sides = [side for split in splits for side in (split.source, split.submix)]
-    taken = np.array([[stem.stem_id in side for stem in stems] for side in sides], np.float32)
-    if not taken.size:
-        return np.zeros((len(starts), len(splits)), np.bool_)
-    count = round(config.window_s / ACTIVITY_FRAME_S)
-    first = np.rint(np.array(starts) / ACTIVITY_FRAME_S).astype(np.int64)
-    sounding = taken @ _activity(stems).astype(np.float32) > 0
-    sums = np.zeros((len(sides), sounding.shape[1] + 1), np.int32)
-    np.cumsum(sounding, axis=1, out=sums[:, 1:])
-    begin, end = (np.minimum(frame, sounding.shape[1]) for frame in (first, first + count))
-    shares = ((sums[:, end] - sums[:, begin]) / count).reshape(len(splits), 2, len(starts))
-    enough = shares >= np.array([config.min_source_active, config.min_submix_active])[:, None]
-    return np.asarray(enough.all(axis=1).T)
-
-
-def _activity(stems: Sequence[Stem]) -> Activity:
-    """100 ms frames of the song in which each stem sounds, ``[stems, frames]``."""
-    rows = []
-    for stem in stems:
-        lead = round(stem.offset_frames / (stem.sample_rate or 1) / ACTIVITY_FRAME_S)
-        rows.append(np.concatenate([np.zeros(lead, dtype=np.bool_), stem.active()]))
-    total = np.zeros((len(rows), max((row.size for row in rows), default=0)), dtype=np.bool_)
-    for line, row in zip(total, rows, strict=True):
-        line[: row.size] = row
-    return total
-
-
-def _draw(active: Activity, song_id: str, config: SplitConfig) -> list[list[int]]:
-    """Up to K of the splits that are ``active`` ``[windows, splits]`` in each window, in order."""
-    # One generator a song: to seed one takes longer than all else that is done for a window.
-    rng = _generator(config.seed, song_id)
-    places = np.where(active, rng.random(active.shape), np.inf).argsort(axis=1, kind="stable")
-    counts = np.minimum(active.sum(axis=1), config.splits_per_window)
-    return [sorted(row[:count]) for row, count in zip(places.tolist(), counts.tolist(), strict=True)]
-
-
-def _gains(song_id: str, stems: Sequence[str], windows: int, config: SplitConfig) -> list[tuple[StemGain, ...]]:
-    """The gains of each window of a song, from a generator that decides nothing else; none where they are off."""
-    if not config.gain_db:
-        return [()] * windows
-    most = math.floor(config.gain_db / _GAIN_STEP_DB + 1e-6)
-    drawn = _generator(config.seed, song_id, "gains").integers(-most, most, (windows, len(stems)), endpoint=True)
-    return [
-        tuple(StemGain(stem_id=stem, gain_db=steps / 100) for stem, steps in zip(stems, row, strict=True))
-        for row in drawn.tolist()
+def table(summary: SplitSummary) -> str:
+    """The summary to be read: totals, what was chosen, what was passed over."""
+    lines = [
+        f"{summary.songs:,} songs, {summary.windows:,} windows ({summary.hours:,.2f} h), {summary.splits:,} splits"
     ]
-
-
-def _generator(seed: int, *names: str) -> np.random.Generator:
-    digests = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "little") for name in names]
-    return np.random.default_rng(np.random.SeedSequence([seed, *digests]))
+    if summary.chosen:
+        rows = [(f"{c.corpus} {c.subset}", c.instrument, f"{c.splits:,}", f"{c.hours:,.2f}") for c in summary.chosen]
+        lines += ["", "chosen sources", *columns([("corpus, subset", "instrument", "splits", "hours"), *rows], (2, 3))]
+    if summary.passed_over:
+        passed = [reason.partition(" ") for reason in summary.passed_over]
+        order = {"song": 0, "window": 1, "split": 2}
+        passed_rows = sorted(
+            ((f"{level}s", why, f"{summary.passed_over[f'{level} {why}']:,}") for level, _, why in passed),
+            key=lambda row: (order.get(row[0][:-1], 3), row[1]),
+        )
+        lines += ["", "passed over", *columns(passed_rows, (2,))]
+    return "\n".join(lines)

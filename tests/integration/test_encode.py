@@ -521,6 +521,13 @@ def test_a_preview_counts_what_encode_would_do_and_writes_nothing(job: Job, data
     assert found["hours_through_codec"] == pytest.approx(signals * 1.024 / 3600)
     size = sum(len(content) for name, content in shards(data).items() if name.endswith(".tar"))
     assert found["bytes"] == pytest.approx(size, rel=0.5)
+    measured = found["calibration"]
+    assert (measured["device"], measured["windows"]) == ("cpu", len(windows) - 1)
+    assert found["cpu_hours"] == pytest.approx(found["hours_to_encode"] / measured["window_seconds_per_s"])
+    # The disk's speed is not known, but what is read is: every song.
+    assert measured["bytes_per_s"] > 0
+    assert 0 < measured["decode_cores"] < 2
+    assert "calibration" not in preview(job.splits, job.songs, tmp_path / "none", job.config, calibration_s=0)
     before = everything(data)
     after = preview(job.splits, job.songs, data, job.config)
     assert (after["shards_to_encode"], after["windows_to_encode"], after["shards"]) == (0, 0, sealed)

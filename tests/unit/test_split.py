@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from manifests.errors import ConfigError, ManifestError
 from manifests.songs import Problem, Song, write_songs
 from manifests.splits import Window, read_splits, write_splits
-from pipelines.split import SplitConfig, _draw, make_plan, split, window_starts
+from pipelines.draw import draw_places, window_starts
+from pipelines.split import SplitConfig, make_plan, split
 from tests.support.large import large_songs
 from tests.support.songs import made_song, made_stem
 
@@ -69,7 +70,11 @@ def test_the_order_of_songs_changes_nothing_and_the_same_call_gives_the_same_byt
     shuffled = list(SONGS)
     random.Random(1).shuffle(shuffled)
     assert make_plan(shuffled, CONFIG) == make_plan(SONGS, CONFIG)
-    assert read_splits(tmp_path / "0.parquet").config == {**make_plan(SONGS, CONFIG).config, "exclude": []}
+    assert read_splits(tmp_path / "0.parquet").config == {
+        **make_plan(SONGS, CONFIG).config,
+        "exclude": [],
+        "classes": [],
+    }
 
 
 def test_the_seed_decides_where_there_is_a_choice_and_songs_do_not_share_it() -> None:
@@ -127,8 +132,9 @@ def test_a_draw_depends_on_seed_and_song_alone(seed: int, song: str) -> None:
     active[2] = False
     digest = int.from_bytes(hashlib.sha256(song.encode()).digest()[:8], "little")
     ranks = np.random.default_rng([seed, digest]).random(9)
-    config = replace(CONFIG, seed=seed)
-    assert _draw(active, song, config) == [sorted(int(n) for n in np.argsort(ranks)[:2]), [4, 7], []]
+    places = draw_places(active, song, seed)
+    assert places[0].argsort().tolist() == ranks.argsort().tolist()
+    assert sorted(places[1].argsort()[:2].tolist()) == [4, 7]
 
 
 def test_a_plan_is_the_same_as_a_stream_and_as_a_whole(tmp_path: Path) -> None:
@@ -186,7 +192,11 @@ def test_only_windows_in_which_both_sides_sound_long_enough_are_planned() -> Non
     sources = {window.start_s: [s.source_text for s in window.splits] for window in plan.windows}
     # 0 s: drums has too little beside it, bass sounds too little. 20 s: both sound at least 2 of 10 s.
     assert sources == {20.0: ["bass", "drums"]}
-    assert plan.passed_over == {"window without an active source beside an active submix": 2}
+    assert plan.passed_over == {
+        "window without an active source beside an active submix": 2,
+        "split with a silent source": 6,
+        "split with a silent submix": 1,
+    }
     looser = make_plan([song], replace(CONFIG, splits_per_window=9, min_source_active=0.19, min_submix_active=0.19))
     assert {w.start_s: [s.source_text for s in w.splits] for w in looser.windows} == {
         0.0: ["bass", "drums"],
@@ -223,7 +233,11 @@ def test_what_is_passed_over_is_counted_by_reason() -> None:
     assert plan.passed_over == {
         "song shorter than 1 s": 1,
         "song unusable (see its problems)": 2,
+        "song of which no window is left": 1,
         "window without an active source beside an active submix": 3,
+        "split with a silent source": 3,
+        "split with a silent submix": 3,
+        "split that lost the draw (more than splits_per_window)": 6,
     }
 
 
