@@ -1,6 +1,6 @@
-"""The kill drill: `mgeldm encode` is struck at random times in many ways and goes on; in the end all must be as if not.
+"""The kill drill: `mgeldm encode` is struck at random times, in many ways, and goes on.
 
-Data sets in a folder (written by local runs and by runs on Ray, in turns) and in a bucket grow through many strikes until
+Data sets in a folder (local runs and runs on Ray take turns) and in a bucket grow through many strikes until
 they are whole. Then every byte is compared with an undisturbed run, and another one begins.
 """
 
@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -48,6 +49,18 @@ BUCKET = "drill"
 PATIENCE_S = 120.0
 """A driver that takes longer hangs."""
 OUTAGE_S = 1.5
+# A run is forked from a process that has them, so that strikes do not meet imports.
+_PRELOADED = [
+    "jsonargparse",
+    "mgeldm.cli",
+    "numba",
+    "pandas",
+    "pipelines.encode",
+    "ray",
+    "s3fs",
+    "stable_audio_tools.models.autoencoders",
+    "tests.support.models",
+]
 
 Say = Callable[[str], object]
 
@@ -100,7 +113,7 @@ class Run:
         environment = {"TMPDIR": str(folder / "tmp"), "RAY_TMPDIR": str(_ray_folder(folder))}
         environment |= {name: value for name, value in os.environ.items() if name.startswith(("FSSPEC_", "AWS_"))}
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["pipelines.encode", "mgeldm.cli", "ray", "s3fs", "stable_audio_tools.models"])
+        context.set_forkserver_preload(_PRELOADED)
         self._process = context.Process(target=_drive, args=([*arguments], environment, self.log, self._begun))
         self._process.start()
         assert self._process.pid
@@ -350,7 +363,7 @@ def _scene(folder: Path) -> Iterator[Scene]:
 
 
 def _ray_folder(folder: Path) -> Path:
-    return Path(tempfile.gettempdir()) / f"drill-{os.getpid()}-{abs(hash(folder)) % 10_000}"
+    return Path(tempfile.gettempdir()) / f"drill-{zlib.crc32(os.fsencode(folder)):x}"
 
 
 @contextmanager
