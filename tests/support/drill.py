@@ -468,6 +468,10 @@ class _Drill:
 
     def _finished(self, place: Place, status: int | None) -> None:
         """Compare a data set that was brought to its end, and make room for another."""
+        if status == 0 and any(map(_runs, self._orphans)):
+            # Ray's workers outlive their driver by seconds; what those write goes with the next run.
+            wait_for(lambda: not any(map(_runs, self._orphans)))
+            status = self._begin(place, "local").result()
         content = place.content()
         whole = self.scene.whole
         if status != 0:
@@ -519,4 +523,5 @@ def _words(pid: int) -> bytes:
 
 
 def _runs(pid: int) -> bool:
+    """Whether there is such a process; one that has ended has no words, though nobody may have asked for it."""
     return bool(_words(pid))
