@@ -13,7 +13,11 @@ from typing import Any
 from manifests.errors import ConfigError
 
 TEMPORARY_PREFIX = ".tmp-"
-_TEMPORARY = re.compile(rf"{re.escape(TEMPORARY_PREFIX)}(?P<pid>[1-9][0-9]*)-(?P<final>.+)", re.DOTALL)
+_TEMPORARY = re.compile(
+    rf"{re.escape(TEMPORARY_PREFIX)}(?P<pid>[1-9][0-9]*)-(?:(?P<began>[0-9]+)-)?(?P<final>.+)", re.DOTALL
+)
+
+_ENDED = -1
 
 
 @contextmanager
@@ -22,7 +26,7 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
     final = Path(path)
     final.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last, since some writers choose the format by it.
-    temporary = final.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{final.name}")
+    temporary = final.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{_began(os.getpid()) or 0}-{final.name}")
     try:
         yield temporary
         with open(temporary, "rb") as handle:
@@ -37,18 +41,30 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 def abandoned(name: str) -> str | None:
     """What the temporary ``name`` would have become; None for another file, or while its process may be alive.
 
-    A process on another machine counts as dead.
+    A process on another machine counts as dead. So does one that began at another time than the writer: in containers
+    the few numbers there are come again.
     """
     match = _TEMPORARY.fullmatch(name)
     if match is None:
         return None
+    pid = int(match["pid"])
     try:
-        os.kill(int(match["pid"]), 0)
+        os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
         return match["final"]
     except PermissionError:
         pass  # somebody else's
-    return None
+    began = _began(pid)
+    return match["final"] if began == _ENDED or (began and int(match["began"] or 0) not in (0, began)) else None
+
+
+def _began(pid: int) -> int | None:
+    """When a process began, in the kernel's ticks; `_ENDED` while nobody has asked how it ended; None if unknown."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return _ENDED if fields[0] in (b"Z", b"X") else int(fields[19])
 
 
 def check_writable(folder: Path) -> None:

@@ -170,7 +170,9 @@ def _decode(song: Song, stem: Stem, spans: Sequence[Seconds] | None) -> tuple[li
     parts = list(audio.blocks(path, stem.stream))
     if stem.channel is not None:
         parts = [part[stem.channel : stem.channel + 1] for part in parts]
-    if not parts or _fingerprint(rate, parts) != stem.fingerprint:
+    if not parts:
+        raise AudioError(f"{path}: the file holds no samples", "empty")
+    if _fingerprint(rate, parts) != stem.fingerprint:
         raise changed
     whole = np.concatenate(parts, axis=1)
     if spans is None:

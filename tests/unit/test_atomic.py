@@ -5,7 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from manifests.atomic import atomic_path, canonical_json, check_writable, content_hash, write_bytes, write_json
+from manifests.atomic import (
+    TEMPORARY_PREFIX,
+    abandoned,
+    atomic_path,
+    canonical_json,
+    check_writable,
+    content_hash,
+    write_bytes,
+    write_json,
+)
 from manifests.errors import ConfigError
 
 
@@ -28,6 +37,27 @@ def test_the_temporary_file_is_beside_the_final_one_and_keeps_its_suffix(tmp_pat
         assert temporary.name.startswith(".")
         temporary.write_bytes(b"x")
         assert not final.exists()
+
+
+def test_a_temporary_is_abandoned_when_its_very_process_is_gone(tmp_path: Path) -> None:
+    with atomic_path(tmp_path / "7-a.tar") as temporary:
+        temporary.write_bytes(b"x")
+        name = temporary.name
+    # What began at another time has this process's number by chance.
+    assert abandoned(name) is None
+    assert (
+        abandoned(name.replace(f"{TEMPORARY_PREFIX}{os.getpid()}-", f"{TEMPORARY_PREFIX}{os.getpid()}-1")) == "7-a.tar"
+    )
+    child = os.fork()
+    if child == 0:
+        os._exit(0)
+    try:
+        # It has ended, but its number lives on until it is waited for.
+        os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+        os.kill(child, 0)
+        assert abandoned(f"{TEMPORARY_PREFIX}{child}-a.tar") == "a.tar"
+    finally:
+        os.waitpid(child, 0)
 
 
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
