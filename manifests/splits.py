@@ -58,6 +58,15 @@ class Window:
     gains: tuple[StemGain, ...] = ()
     """A gain for each stem of the mix, in mix, source and submix alike; empty: as recorded."""
 
+    def plain(self) -> dict[str, Any]:
+        """What `dataclasses.asdict` gives, in a tenth of its time: a plan has millions of splits."""
+        found = {name: getattr(self, name) for name in Window.__dataclass_fields__}
+        found["splits"] = tuple(
+            {name: getattr(split, name) for name in Split.__dataclass_fields__} for split in self.splits
+        )
+        found["gains"] = tuple({"stem_id": gain.stem_id, "gain_db": gain.gain_db} for gain in self.gains)
+        return found
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:

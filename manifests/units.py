@@ -121,7 +121,7 @@ def plan_hash(windows: Iterable[Window], songs: Mapping[str, Song]) -> str:
             for stem in song.stems
             if stem.stem_id in used
         }
-        parts.append([asdict(window), song.license, stems])
+        parts.append([window.plain(), song.license, stems])
     return content_hash(parts)
 
 

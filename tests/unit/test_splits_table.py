@@ -1,5 +1,5 @@
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -62,3 +62,8 @@ def test_window_ids_are_stable_readable_and_fit_for_shard_keys() -> None:
 def test_texts_are_all_that_splits_can_say() -> None:
     assert texts(PLAN.windows) == ["bass and piano", "drums", "piano"]
     assert texts([]) == []
+
+
+def test_a_window_as_plain_data_is_what_dataclasses_make_of_it() -> None:
+    for window in (WINDOW, OTHER, replace(WINDOW, splits=())):
+        assert window.plain() == asdict(window)
