@@ -19,9 +19,9 @@ class EncodeConfig:
     """How windows become latents and embeddings."""
 
     codec: str = "default"
-    """Codec folder, or "default" for the one shipped with the package."""
+    """Folder or hub id of a codec, or "default" for the one shipped with the package."""
     embedder: str = "default"
-    """Embedder folder, or "default"."""
+    """Folder or hub id of an embedder, or "default"."""
     embed_hop_s: float = 1.28
     """Distance of the audio embeddings within a window."""
     prompt_template: str = "the sound of {}"

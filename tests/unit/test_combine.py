@@ -12,6 +12,7 @@ from pipelines.combine import merge, select
 from pipelines.describe import info
 from pipelines.verify import verify
 from tests.support.sealed import sealed_sample, write_sealed
+from training.stream import ShardSet, Stream, StreamConfig
 
 
 def failure(key: str, song: str) -> Failure:
@@ -57,6 +58,18 @@ def test_a_merged_set_reads_verifies_and_counts_as_one(one: Path, two: Path, tmp
     assert (card.hours, card.licenses) == (pytest.approx(16 / 3600), {"CC0-1.0": 3, "MIT": 2})
     # What failed in one set and stands in the other is not lost.
     assert [lost.window_id for lost in read_failures(tmp_path / "both")] == ["lost"]
+
+
+def test_training_streams_a_merged_set_whole(one: Path, two: Path, tmp_path: Path) -> None:
+    merge([one, two], tmp_path / "both")
+    shards = ShardSet(tmp_path / "both", "train", 2)
+    stream = Stream([shards], None, StreamConfig(crop_frames=2, batch=len(shards.rows)))
+    batches = stream.batches(stream.start())
+    first = next(batches)
+    batches.close()
+    parts = [ShardSet(data, "train", 2).rows for data in (one, two)]
+    assert sorted(first.keys) == sorted(row.key for rows in parts for row in rows)
+    assert {key.split("-")[0] for key in first.keys} == {"toy", "other"}
 
 
 def test_a_part_of_a_shard_has_the_moments_of_that_part(one: Path, tmp_path: Path) -> None:
