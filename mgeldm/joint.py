@@ -1,7 +1,6 @@
 """The joint model with its codec and embedder, ready to generate, impute, extract and accompany."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -9,7 +8,7 @@ from typing import Self
 import numpy as np
 import torch
 
-from manifests.errors import AudioError, ConfigError, PromptError
+from manifests.errors import AudioError, PromptError
 from manifests.shards import TRACKS
 from mgeldm import audio
 from mgeldm.checkpoint import CheckpointConfig, check_identity, load_checkpoint
@@ -18,33 +17,11 @@ from mgeldm.codec.long import decode_long, encode_long
 from mgeldm.devices import choose_device
 from mgeldm.embedder import Embedder, load_embedder
 from mgeldm.model import JointTransformer
-from mgeldm.sampling import noise_for, sample
+from mgeldm.sampling import Progress, SamplingConfig, noise_for, sample
 from mgeldm.tasks import ACCOMPANY, EXTRACT, GENERATE, IMPUTE, Task, track_index
 
 OVERLAP = 0.25
 """Share of the crop that the next chunk of long audio shares with the last."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingConfig:
-    """How the model is sampled."""
-
-    steps: int = 50
-    """Network evaluations along the way from noise (the paper: 250)."""
-    guidance: float = 2.0
-    """Classifier-free guidance; 1 is none."""
-    seed: int = 0
-    """Seed of the noise."""
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.seed < 0:
-            raise ConfigError(f"sampling steps {self.steps} must be at least 1, and seed {self.seed} at least 0")
-        if not 0 <= self.guidance < math.inf:
-            raise ConfigError(f"guidance {self.guidance} must be a number of at least 0")
-
-
-Progress = Callable[[int, int], None]
-"""Called with (network evaluations done, in all)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -245,8 +222,8 @@ class MGELDM:
                 mask,
                 self._conditions(request, start)[None],
                 noise.to(self.device),
-                steps=sampling.steps,
-                guidance=sampling.guidance,
+                sampling,
+                objective=self.config.objective,
                 held_frames=starts[number - 1] + crop - start if number else 0,
                 progress=told,
             )[0]
