@@ -1,7 +1,7 @@
 """The joint model with its codec and embedder, ready to generate, impute, extract and accompany."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -11,9 +11,9 @@ import torch
 from manifests.errors import AudioError, PromptError
 from manifests.shards import TRACKS
 from mgeldm import audio
-from mgeldm.checkpoint import CheckpointConfig, check_identity, load_checkpoint
+from mgeldm.checkpoint import CheckpointConfig, check_identity, load_checkpoint, part_of
 from mgeldm.codec import Codec, load_codec
-from mgeldm.codec.long import decode_long, encode_long
+from mgeldm.codec.long import decode_long, encode_long, silence_latent
 from mgeldm.devices import choose_device
 from mgeldm.embedder import Embedder, load_embedder
 from mgeldm.model import JointTransformer
@@ -76,9 +76,12 @@ class MGELDM:
         """
         config, network = load_checkpoint(Path(folder))
         target = choose_device(device)
+        codec, embedder = part_of(Path(folder), "codec", codec), part_of(Path(folder), "embedder", embedder)
         found_codec, found_embedder = load_codec(codec), load_embedder(embedder)
-        check_identity(config, "codec", found_codec.identity, codec)
-        check_identity(config, "embedder", found_embedder.identity, embedder)
+        check_identity(config, "codec", found_codec, codec)
+        check_identity(config, "embedder", found_embedder, embedder)
+        if config.silence_latent is None:
+            config = replace(config, silence_latent=tuple(silence_latent(found_codec).tolist()))
         return cls(config, network.to(target), found_codec.to(target), found_embedder.to(target), target)
 
     @property

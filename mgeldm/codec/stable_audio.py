@@ -169,7 +169,7 @@ def oobleck_of_weights(state: Mapping[str, torch.Tensor], sample_rate: int) -> d
     """
     try:
         channels, inputs, _ = state["encoder.layers.0.weight_v"].shape
-        downs = []
+        downs: list[torch.Size] = []
         while (key := f"encoder.layers.{len(downs) + 1}.layers.4.weight_v") in state:
             downs.append(state[key].shape)
         encoded = state[f"encoder.layers.{len(downs) + 2}.weight_v"].shape[0]
