@@ -2,7 +2,7 @@
 
 from mgeldm.diffusion.objective import track_losses, v_loss
 from mgeldm.diffusion.schedule import PROCESSES, RECTIFIED_FLOW, TAU_MIN, Objective, Process, V
-from mgeldm.diffusion.timesteps import TimestepPatterns
+from mgeldm.diffusion.timesteps import SubsetPatterns, TimestepPatterns
 
 __all__ = [
     "PROCESSES",
@@ -10,6 +10,7 @@ __all__ = [
     "TAU_MIN",
     "Objective",
     "Process",
+    "SubsetPatterns",
     "TimestepPatterns",
     "V",
     "track_losses",
