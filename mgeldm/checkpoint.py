@@ -54,9 +54,9 @@ class CheckpointConfig:
         cls,
         card: DatasetCard,
         model: JointConfig,
-        objective: Objective,
         crop_frames: int,
         training: dict[str, Any],
+        objective: Objective = "v",
     ) -> "CheckpointConfig":
         """The configuration of a model trained on the data set of ``card``."""
         return cls(

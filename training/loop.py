@@ -165,7 +165,7 @@ class Run:
             for s, share in zip(sets, shares, strict=True)
         ]
         self.checkpoint = CheckpointConfig.of(
-            card, model, config.objective, config.stream.crop_frames, {"recipe": asdict(config), "data": used}
+            card, model, config.stream.crop_frames, {"recipe": asdict(config), "data": used}, config.objective
         )
         self.identity = _identity(config, sets, shares)
 
