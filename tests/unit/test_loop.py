@@ -382,3 +382,11 @@ class TestMetricsFile:
         with Metrics(path, 2) as file:
             file.write(3, {"a": 4.5})
         assert path.read_text() == '{"step": 1}\n{"step": 2, "a": 3}\n{"step": 3, "a": 4.5}\n'
+
+
+def test_the_objective_of_the_recipe_is_trained_and_kept(data: Path, straight: Path, tmp_path: Path) -> None:
+    train(replace(CONFIG, objective="rf"), [(data, None)], tmp_path)
+    assert load_checkpoint(tmp_path / "checkpoint")[0].objective == "rf"
+    assert load_checkpoint(straight / "checkpoint")[0].objective == "v"
+    first, other = (json.loads((run / "metrics.jsonl").read_text().split("\n")[0]) for run in (straight, tmp_path))
+    assert first["loss"] != other["loss"]
