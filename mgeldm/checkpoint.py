@@ -13,6 +13,7 @@ from safetensors.torch import save as to_bytes
 from manifests.atomic import canonical_json, write_bytes, write_json
 from manifests.errors import CheckpointError
 from manifests.shards import DatasetCard
+from mgeldm.diffusion.schedule import PROCESSES, Objective
 from mgeldm.model import JointConfig, JointTransformer
 
 CHECKPOINT_VERSION = "1"
@@ -38,12 +39,23 @@ class CheckpointConfig:
     latent_std: tuple[float, ...]
     silence_latent: tuple[float, ...]
     """The codec's answer to digital silence, per channel."""
+    objective: Objective = "v"
+    """What the network predicts."""
     training: dict[str, Any] = field(default_factory=dict)
     """Steps, data sets and recipe."""
 
+    def __post_init__(self) -> None:
+        if self.objective not in PROCESSES:
+            raise ValueError(f"objective {self.objective!r} is none of {', '.join(PROCESSES)}")
+
     @classmethod
     def of(
-        cls, card: DatasetCard, model: JointConfig, crop_frames: int, training: dict[str, Any]
+        cls,
+        card: DatasetCard,
+        model: JointConfig,
+        objective: Objective,
+        crop_frames: int,
+        training: dict[str, Any],
     ) -> "CheckpointConfig":
         """The configuration of a model trained on the data set of ``card``."""
         return cls(
@@ -55,6 +67,7 @@ class CheckpointConfig:
             latent_mean=card.latent_mean,
             latent_std=card.latent_std,
             silence_latent=card.silence_latent,
+            objective=objective,
             training=training,
         )
 

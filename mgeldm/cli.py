@@ -367,7 +367,8 @@ def _train_embedder(arguments: Sequence[str]) -> int:
 def _task(name: str) -> Command:
     def run(arguments: Sequence[str]) -> int:
         from mgeldm.files import run_on_files
-        from mgeldm.joint import MGELDM, SamplingConfig
+        from mgeldm.joint import MGELDM
+        from mgeldm.sampling import SamplingConfig
 
         parser = _parser(name, f'mgeldm {name} song.wav --prompt "drums" --model RUN/checkpoint --out DIR')
         parser.add_argument("audio", type=Path, nargs="+", help="audio files of any rate and format")
@@ -384,7 +385,8 @@ def _task(name: str) -> Command:
 
 def _generate(arguments: Sequence[str]) -> int:
     from mgeldm.files import generate_files
-    from mgeldm.joint import MGELDM, SamplingConfig
+    from mgeldm.joint import MGELDM
+    from mgeldm.sampling import SamplingConfig
 
     parser = _parser(
         "generate", 'mgeldm generate --prompt "drums and bass" --seconds 20 --model RUN/checkpoint --out DIR'

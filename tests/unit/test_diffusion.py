@@ -6,17 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from mgeldm.diffusion import (
-    TimestepPatterns,
-    alpha,
-    beta,
-    corrupt,
-    eps_from_v,
-    track_losses,
-    v_loss,
-    v_target,
-    x0_from_v,
-)
+from mgeldm.diffusion import PROCESSES, RECTIFIED_FLOW, Process, TimestepPatterns, V, track_losses, v_loss
+
+each_process = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 
 
 def _pair(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -28,14 +20,16 @@ def _pair(dtype: torch.dtype = torch.float64) -> tuple[torch.Tensor, torch.Tenso
 
 def test_schedule_values() -> None:
     tau = torch.tensor([0.0, 1 / 3, 0.5, 1.0], dtype=torch.float64)
-    torch.testing.assert_close(alpha(tau), torch.tensor([1.0, math.sqrt(3) / 2, math.sqrt(0.5), 0.0]).double())
-    torch.testing.assert_close(beta(tau), torch.tensor([0.0, 0.5, math.sqrt(0.5), 1.0]).double())
-    torch.testing.assert_close(alpha(tau) ** 2 + beta(tau) ** 2, torch.ones(4).double(), rtol=0, atol=1e-15)
+    torch.testing.assert_close(V.alpha(tau), torch.tensor([1.0, math.sqrt(3) / 2, math.sqrt(0.5), 0.0]).double())
+    torch.testing.assert_close(V.beta(tau), torch.tensor([0.0, 0.5, math.sqrt(0.5), 1.0]).double())
+    torch.testing.assert_close(V.alpha(tau) ** 2 + V.beta(tau) ** 2, torch.ones(4).double(), rtol=0, atol=1e-15)
+    torch.testing.assert_close(RECTIFIED_FLOW.alpha(tau), torch.tensor([1.0, 2 / 3, 0.5, 0.0]).double())
+    torch.testing.assert_close(RECTIFIED_FLOW.beta(tau), tau)
 
 
-def test_corrupt_and_target_are_per_track() -> None:
+def test_v_is_corrupted_and_aimed_at_per_track() -> None:
     z0, eps, tau = _pair()
-    z_tau, v = corrupt(z0, eps, tau), v_target(z0, eps, tau)
+    z_tau, v = V.corrupt(z0, eps, tau), V.target(z0, eps, tau)
     for example in range(4):
         for track in range(3):
             angle = math.pi / 2 * tau[example, track].item()
@@ -46,36 +40,94 @@ def test_corrupt_and_target_are_per_track() -> None:
             torch.testing.assert_close(v[example, track], expected_v, rtol=0, atol=1e-14)
 
 
-def test_v_is_inverted() -> None:
+def test_rectified_flow_is_a_line_per_track() -> None:
     z0, eps, tau = _pair()
-    z_tau, v = corrupt(z0, eps, tau), v_target(z0, eps, tau)
-    torch.testing.assert_close(x0_from_v(z_tau, v, tau), z0, rtol=0, atol=1e-12)
-    torch.testing.assert_close(eps_from_v(z_tau, v, tau), eps, rtol=0, atol=1e-12)
+    level = tau[:, :, None, None]
+    torch.testing.assert_close(RECTIFIED_FLOW.corrupt(z0, eps, tau), (1 - level) * z0 + level * eps)
+    torch.testing.assert_close(RECTIFIED_FLOW.target(z0, eps, tau), eps - z0)
 
 
-def test_given_track_is_untouched() -> None:
+@each_process
+def test_the_target_is_the_velocity_along_the_path(process: Process) -> None:
+    z0, eps, tau = _pair()
+    tau = tau.clamp(0.01, 0.99)
+    along = (process.corrupt(z0, eps, tau + 1e-5) - process.corrupt(z0, eps, tau - 1e-5)) / 2e-5
+    speed = math.pi / 2 if process is V else 1
+    torch.testing.assert_close(along, speed * process.target(z0, eps, tau), rtol=0, atol=1e-8)
+
+
+@each_process
+def test_v_is_inverted(process: Process) -> None:
+    z0, eps, tau = _pair()
+    z_tau, v = process.corrupt(z0, eps, tau), process.target(z0, eps, tau)
+    torch.testing.assert_close(process.clean(z_tau, v, tau), z0, rtol=0, atol=1e-12)
+    torch.testing.assert_close(process.noise(z_tau, v, tau), eps, rtol=0, atol=1e-12)
+
+
+@each_process
+def test_target_and_ddim_step_invert_each_other(process: Process) -> None:
+    z0, eps, tau = _pair()
+    other = torch.rand(4, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(8))
+
+    def step(z: torch.Tensor, v: torch.Tensor, level: torch.Tensor, to: torch.Tensor) -> torch.Tensor:
+        return process.corrupt(process.clean(z, v, level), process.noise(z, v, level), to)
+
+    there = step(process.corrupt(z0, eps, tau), process.target(z0, eps, tau), tau, other)
+    torch.testing.assert_close(there, process.corrupt(z0, eps, other), rtol=0, atol=1e-12)
+    back = step(there, process.target(z0, eps, other), other, tau)
+    torch.testing.assert_close(back, process.corrupt(z0, eps, tau), rtol=0, atol=1e-12)
+
+
+@each_process
+def test_one_level_for_all_tracks_is_that_of_one_wide_track(process: Process) -> None:
+    z0, eps, tau = _pair()
+    one = tau[:, :1]
+    for method in (process.corrupt, process.target, process.clean, process.noise):
+        wide = method(z0.flatten(1, 2)[:, None], eps.flatten(1, 2)[:, None], one)
+        assert torch.equal(method(z0, eps, one.expand(4, 3)).flatten(1, 2)[:, None], wide)
+
+
+@each_process
+def test_given_track_is_untouched(process: Process) -> None:
     z0, eps, tau = _pair(torch.float32)
     tau[:, 0] = 0
-    assert torch.equal(corrupt(z0, eps, tau)[:, 0], z0[:, 0])
+    assert torch.equal(process.corrupt(z0, eps, tau)[:, 0], z0[:, 0])
 
 
+@each_process
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
-def test_dtype_is_that_of_the_latents(dtype: torch.dtype) -> None:
+def test_dtype_is_that_of_the_latents(process: Process, dtype: torch.dtype) -> None:
     z0, eps, tau = _pair()
-    assert corrupt(z0.to(dtype), eps.to(dtype), tau.float()).dtype == dtype
-    assert x0_from_v(z0.to(dtype), eps.to(dtype), tau.float()).dtype == dtype
+    assert process.corrupt(z0.to(dtype), eps.to(dtype), tau.float()).dtype == dtype
+    assert process.clean(z0.to(dtype), eps.to(dtype), tau.float()).dtype == dtype
 
 
-def test_float32_levels_cost_float64_latents_no_digits() -> None:
+@each_process
+def test_float32_levels_cost_float64_latents_no_digits(process: Process) -> None:
     z0, eps, tau = _pair()
     tau = tau.float()
-    assert torch.equal(corrupt(z0, eps, tau), corrupt(z0, eps, tau.double()))
+    assert torch.equal(process.corrupt(z0, eps, tau), process.corrupt(z0, eps, tau.double()))
+
+
+@each_process
+def test_float32_agrees_with_float64(process: Process) -> None:
+    z0, eps, tau = _pair()
+    for method in (process.corrupt, process.target, process.clean, process.noise):
+        torch.testing.assert_close(
+            method(z0.float(), eps.float(), tau.float()).double(), method(z0, eps, tau), rtol=0, atol=2e-6
+        )
+
+
+def test_shares_of_a_level_are_exact_at_its_ends() -> None:
+    assert V.shares(1.0) == RECTIFIED_FLOW.shares(1.0) == (0.0, 1.0)
+    assert V.shares(0.0) == RECTIFIED_FLOW.shares(0.0) == (1.0, 0.0)
+    assert V.shares(0.5) == pytest.approx((math.sqrt(0.5), math.sqrt(0.5)), abs=1e-15)
 
 
 def test_one_level_per_example_is_refused() -> None:
     z0, eps, tau = _pair()
     with pytest.raises(ValueError, match="one level per track"):
-        corrupt(z0, eps, tau[:3])
+        V.corrupt(z0, eps, tau[:3])
 
 
 def test_patterns_have_their_weights_and_levels() -> None:
