@@ -153,7 +153,7 @@ class Engine:
                     return
                 sampled = self._sample([crop for _, crop in active], sampling, batch, advanced)
                 running, active = active, []
-                for (lane, crop), out in zip(running, sampled, strict=True):
+                for (lane, _), out in zip(running, sampled, strict=True):
                     try:
                         active.append((lane, lane.send(out)))
                     except StopIteration:
@@ -176,21 +176,21 @@ class Engine:
         frames = torch.arange(self.config.crop_frames, device=self.device)
         held = torch.cat([(frames < crop.held).expand(size, -1) for crop, size in zip(crops, sizes, strict=True)])
         mask = torch.cat([crop.mask.expand(size, -1) for crop, size in zip(crops, sizes, strict=True)])
-        parts = []
-        for part in torch.arange(len(noise)).split(batch):
-            parts.append(
-                sample(
-                    self.network,
-                    known[part],
-                    mask[part],
-                    embeddings[part],
-                    noise[part],
-                    sampling,
-                    objective=self.config.objective,
-                    held_frames=held[part],
-                    progress=lambda *_, size=len(part): advanced(size) if advanced else None,
-                )
+
+        def part(examples: Tensor) -> Tensor:
+            return sample(
+                self.network,
+                known[examples],
+                mask[examples],
+                embeddings[examples],
+                noise[examples],
+                sampling,
+                objective=self.config.objective,
+                held_frames=held[examples],
+                progress=lambda *_: advanced(len(examples)) if advanced else None,
             )
+
+        parts = [part(examples) for examples in torch.arange(len(noise)).split(batch)]
         return torch.cat(parts).split(sizes)
 
     def _noise(self, seed: int, task: Task, wishes: Sequence[Wish], number: int) -> Tensor:

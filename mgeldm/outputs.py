@@ -131,5 +131,3 @@ class Answer:
         names = ("source", "submix") if self._refining else tuple(self._tracks)
         for name, wave in zip(names, waves.float().cpu().numpy(), strict=True):
             self._tracks[name].push(wave / self._gain)
-
-

@@ -70,13 +70,15 @@ def open_signal(given: AudioLike, rate: int, channels: int, own_rate: int | None
         return _measured(str(given), lambda: audio.blocks(path), audio.probe(path).sample_rate, rate, channels)
     wave = as_wave(given)
     own_rate = rate if own_rate is None else own_rate
-    if own_rate not in audio.RATES:
-        raise AudioError(f"a sample rate of {own_rate} Hz; {audio.RATES.start} to {audio.RATES.stop - 1} Hz can be used")
+    if own_rate != rate and own_rate not in audio.RATES:
+        raise AudioError(
+            f"a sample rate of {own_rate} Hz; {audio.RATES.start} to {audio.RATES.stop - 1} Hz can be used"
+        )
     size = max(1, audio.BLOCK_SAMPLES // wave.shape[0])
 
     def blocks() -> Iterator[audio.Wave]:
         for begin in range(0, wave.shape[1], size):
-            yield wave[:, begin : begin + size].astype(np.float32, copy=False)
+            yield np.array(wave[:, begin : begin + size], np.float32)
 
     return _measured("the audio", blocks, own_rate, rate, channels)
 
@@ -140,9 +142,7 @@ class Rolling:
             self._low += gone
 
 
-def _measured(
-    name: str, raw: Callable[[], Iterator[audio.Wave]], own_rate: int, rate: int, channels: int
-) -> Signal:
+def _measured(name: str, raw: Callable[[], Iterator[audio.Wave]], own_rate: int, rate: int, channels: int) -> Signal:
     frames = own_channels = 0
     peak = 0.0
 
