@@ -155,7 +155,10 @@ def slug(text: str) -> str:
 def find_inputs(inputs: Sequence[Path], out: Path) -> dict[Path, PurePath]:
     """Every input file once, and the folder below the results' where its outputs belong.
 
-    A folder stands for the audio files below it, hidden ones and results left out. Raises ConfigError for one with none.
+    A folder stands for the audio files below it, hidden ones and results left out.
+
+    Raises:
+        ConfigError: a folder holds none.
     """
     found: dict[Path, PurePath] = {}
     for given in inputs:
@@ -439,10 +442,10 @@ class _Job:
         self._save()
 
     def _save(self, force: bool = False) -> FileResults:
-        rows = tuple(
-            row for _, row in sorted(self._rows.items(), key=lambda item: (self._order[item[0][0]], item[0][1]))
-        )
-        failures = tuple(sorted(self._failures, key=lambda failure: self._order[failure["input"]]))
+        order = self._order
+        places = sorted(self._rows, key=lambda place: (order[place[0]], place[1]))
+        rows = tuple(self._rows[place] for place in places)
+        failures = tuple(sorted(self._failures, key=lambda failure: order[failure["input"]]))
         results = FileResults(model=self._name, results=rows, failures=failures)
         if force or time.monotonic() - self._saved > SAVE_EVERY_S:
             taken = {file for row in rows for file in row.outputs.values()}

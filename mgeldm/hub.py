@@ -1,4 +1,4 @@
-"""Checkpoints by name: folders, their codec and embedder, and repositories of the Hugging Face hub with a model card."""
+"""Checkpoints by name: folders, their codec and embedder, and repositories of the Hugging Face hub with a card."""
 
 import shutil
 import tempfile
@@ -107,8 +107,8 @@ def model_card(
         "",
         f"# {repo_id.rpartition('/')[2]}",
         "",
-        "A joint latent diffusion model of mix, submix and source (MGE-LDM, arXiv 2505.23305): it extracts a source named in",
-        "words, imputes one into a submix, accompanies one, and generates mixes.",
+        "A joint latent diffusion model of mix, submix and source (MGE-LDM, arXiv 2505.23305): it extracts a source",
+        "named in words, imputes one into a submix, accompanies one, and generates mixes.",
         "",
         "```python",
         "from mgeldm import MGELDM",

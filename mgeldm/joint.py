@@ -27,10 +27,10 @@ MAX_SECONDS = 86_400
 class MGELDM:
     """A joint model with the codec and the embedder it was trained with.
 
-    Sound goes in as an array or tensor of floats, ``[T]`` or ``[channels, T]``, at ``rate`` or at the rate that the call
-    names; or as the path of an audio file. It comes out in kind: ``[T]`` or ``[channels, T]`` float32, a tensor for a
-    tensor and on its device, an array otherwise; at ``rate`` and with the codec's channels unless the call says "input";
-    as long and as loud as the input.
+    Sound goes in as an array or tensor of floats, ``[T]`` or ``[channels, T]``, at ``rate`` or at the rate that the
+    call names; or as the path of an audio file. It comes out in kind, as long and as loud as it went in: ``[T]`` or
+    ``[channels, T]`` float32, a tensor for a tensor and on its device, an array otherwise; at ``rate`` and with the
+    codec's channels unless the call says "input".
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class MGELDM:
     def extract(
         self,
         mix: AudioLike,
-        prompt: Sequence[str],
+        prompt: list[str] | tuple[str, ...],
         sampling: SamplingConfig | None = None,
         progress: Progress | None = None,
         *,
@@ -167,7 +167,7 @@ class MGELDM:
         output_channels: OutputForm = "codec",
         batch: int = 4,
     ) -> dict[str, Any] | list[dict[str, Any]]:
-        """The named source of a mix, and what remains: ``{"source": ..., "submix": ...}``; a list for a list of prompts.
+        """The named source of a mix, and what remains: ``{"source": ..., "submix": ...}``, or a list of these.
 
         Args:
             mix: What it is taken from.
