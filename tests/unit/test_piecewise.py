@@ -1,5 +1,7 @@
 """A local function over a stream: no matter how the stream is cut, it is one pass over the whole."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -35,7 +37,7 @@ def test_any_cut_is_one_pass(length: int, chunk: int, cuts: list[int]) -> None:
         pieces = Piecewise(function, context=CONTEXT, chunk=chunk, **made)  # type: ignore[arg-type]
         out = []
         places = [0, *sorted(min(cut, length) for cut in cuts), length]
-        for begin, end in zip(places, places[1:], strict=False):
+        for begin, end in pairwise(places):
             out += pieces.push(x[:, begin:end])
         out += pieces.finish()
         torch.testing.assert_close(torch.cat(out, dim=-1), whole, rtol=0, atol=1e-9)
