@@ -237,7 +237,8 @@ class _Job:
         for path in out.rglob(".tmp-*"):
             if abandoned(path.name) is not None:
                 path.unlink(missing_ok=True)
-        self._earlier = {row.key: row for row in _read_rows(out / RESULTS_FILE)} if config.resume else {}
+        self._earlier = {row.key: row for row in _read_rows(out / RESULTS_FILE)}
+        self._resume = config.resume
 
     def expect(self, lengths: Mapping[Path, int], prompts: int) -> None:
         """Set the bar's total from the lengths of inputs, in samples of the codec."""
@@ -395,7 +396,7 @@ class _Job:
 
     def _done(self, key: str) -> FileResult | None:
         """The row of an earlier command whose files are all there."""
-        row = self._earlier.get(key)
+        row = self._earlier.get(key) if self._resume else None
         return row if row and all((self._out / file).is_file() for file in row.files) else None
 
     def _kept(self, path: Path, number: int, key: str) -> bool:
