@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.result import Result
 from manifests.atomic import write_bytes
 
-NAMES = ("scan", "songs", "encode", "stream", "long_audio")
+NAMES = ("scan", "songs", "encode", "stream", "sampling", "long_audio")
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 

@@ -427,8 +427,10 @@ def _model_options(parser: "ArgumentParser", *kinds: type) -> None:
     parser.add_argument("--prompt", action="append", required=True, help="what to play, in words; repeatable")
     parser.add_argument("--model", required=True, help="checkpoint folder of `mgeldm train`, or a hub id OWNER/NAME")
     parser.add_argument("--out", type=Path, required=True, help="folder for audio files and results.json")
-    parser.add_argument("--codec", help="codec folder or hub id; by default that in the checkpoint, or the one shipped")
-    parser.add_argument("--embedder", help="embedder folder or hub id; by default as for the codec")
+    parser.add_argument(
+        "--codec", default="default", help="codec folder or hub id, if not that in the checkpoint or the one shipped"
+    )
+    parser.add_argument("--embedder", default="default", help="embedder folder or hub id, likewise")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     _options(parser, *kinds)
 
@@ -442,6 +444,18 @@ def _show_files(results: dict[str, Any], out: Path, as_json: bool) -> None:
             print(out / file)
     for failure in results["failures"]:
         print(f"failed: {failure['message']}")
+
+
+def _convert(arguments: Sequence[str]) -> int:
+    from mgeldm.convert import convert
+
+    parser = _parser("convert", "mgeldm convert unwrapped_DiT.ckpt --out CHECKPOINT")
+    parser.add_argument("file", type=Path, help="the authors' unwrapped_DiT.ckpt, or an autoencoder's checkpoint")
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint or codec folder to write")
+    parser.add_function_arguments(convert, skip={"file", "out"})
+    parsed = _parsed(parser, arguments)
+    _show(convert(**{key: value for key, value in parsed.items() if key != "json"}), parsed.json)
+    return OK
 
 
 def _report(arguments: Sequence[str]) -> int:
@@ -481,6 +495,7 @@ COMMANDS: dict[str, tuple[str, Command]] = {
     "impute": ("A named source that fits into submixes", _task("impute")),
     "accompany": ("A submix that goes with sources", _task("accompany")),
     "generate": ("A mix from words", _generate),
+    "convert": ("The paper's weights, or a stable-audio-tools autoencoder, to a folder of ours", _convert),
     "report": ("One HTML page about a manifest, a run or results", _report),
     "train-codec": ("Train an Oobleck VAE on the songs of a manifest", _train_codec),
     "train-embedder": ("Train a text/audio embedder on the songs of a manifest", _train_embedder),

@@ -32,12 +32,6 @@ def model_folder(name: Path | str) -> Path:
     return find_folder(str(name), "model", files, [[WEIGHTS_FILE]])
 
 
-def part_name(folder: Path, part: str, asked: str | None) -> str:
-    """The name of the codec or embedder of a checkpoint: the one asked for, that in its folder, or the one shipped."""
-    inside = folder / part
-    return asked or (str(inside) if inside.is_dir() else DEFAULT_CODEC)
-
-
 def model_identity(model: "MGELDM") -> str:
     """Hex hash over what decides the model's answers."""
     digest = xxhash.xxh3_128()
@@ -126,7 +120,7 @@ def model_card(
         f"| parameters | {parameters:,} |",
         f"| audio | {spec.sample_rate:,} Hz, {spec.channels} channel{'s' if spec.channels > 1 else ''} |",
         f"| crop | {spec.seconds(config.crop_frames):.2f} s, {config.crop_frames} latent frames |",
-        *(f"| {part} | `{_identity(config, part)}`, {_where(part, copies)} |" for part in PARTS),
+        *(f"| {part} | `{getattr(model, part).identity[:12]}`, {_where(part, copies)} |" for part in PARTS),
         f"| weights | licence {licence} |",
         "",
         "## Training data",
@@ -150,10 +144,6 @@ def _data_lines(config: CheckpointConfig) -> list[str]:
     if rows:
         lines += ["", "| corpus | windows | share of the data set it is in |", "| --- | --- | --- |", *rows]
     return lines or ["The checkpoint does not say."]
-
-
-def _identity(config: CheckpointConfig, part: str) -> str:
-    return str({"codec": config.codec, "embedder": config.embedder}[part]["identity"])[:12]
 
 
 def _where(part: str, copies: Mapping[str, bool]) -> str:

@@ -9,12 +9,12 @@ import torch
 
 from manifests.errors import AudioError, PromptError
 from mgeldm import audio
-from mgeldm.checkpoint import CheckpointConfig, check_identity, load_checkpoint
+from mgeldm.checkpoint import CheckpointConfig, check_identity, load_checkpoint, part_of
 from mgeldm.codec import Codec, load_codec
 from mgeldm.devices import choose_device
 from mgeldm.embedder import Embedder, load_embedder
 from mgeldm.engine import Engine, Wish
-from mgeldm.hub import model_folder, model_identity, part_name, push, save
+from mgeldm.hub import model_folder, model_identity, push, save
 from mgeldm.model import JointTransformer
 from mgeldm.outputs import OutputConfig, OutputForm, Refinement, Track
 from mgeldm.sampling import Progress, SamplingConfig
@@ -53,13 +53,13 @@ class MGELDM:
 
     @classmethod
     def from_pretrained(
-        cls, name: Path | str, *, codec: str | None = None, embedder: str | None = None, device: str = "auto"
+        cls, name: Path | str, *, codec: str = "default", embedder: str = "default", device: str = "auto"
     ) -> Self:
         """Load a checkpoint.
 
         Args:
             name: Checkpoint folder, or the id OWNER/NAME of one on the Hugging Face hub.
-            codec: Name of the codec; by default that in the folder's ``codec``, else the one shipped.
+            codec: Name of the codec; "default" is that in the folder's ``codec``, else the one shipped.
             embedder: Likewise.
             device: auto, cpu, cuda or cuda:N.
 
@@ -70,10 +70,10 @@ class MGELDM:
         target = choose_device(device)
         folder = model_folder(name)
         config, network = load_checkpoint(folder)
-        parts = {"codec": part_name(folder, "codec", codec), "embedder": part_name(folder, "embedder", embedder)}
+        parts = {"codec": part_of(folder, "codec", codec), "embedder": part_of(folder, "embedder", embedder)}
         found_codec, found_embedder = load_codec(parts["codec"]), load_embedder(parts["embedder"])
-        check_identity(config, "codec", found_codec.identity, parts["codec"])
-        check_identity(config, "embedder", found_embedder.identity, parts["embedder"])
+        check_identity(config, "codec", found_codec, parts["codec"])
+        check_identity(config, "embedder", found_embedder, parts["embedder"])
         return cls(config, network.to(target), found_codec.to(target), found_embedder.to(target), target, parts)
 
     def save_pretrained(self, folder: Path | str, *, with_codec: bool = False, with_embedder: bool = False) -> None:

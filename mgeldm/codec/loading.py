@@ -24,7 +24,7 @@ def load_codec(name: str = DEFAULT_CODEC) -> AutoencoderCodec:
 
 
 def codec_folder(name: str) -> Path:
-    """The folder that ``name`` stands for. Raises CheckpointError for a hub id that cannot be fetched."""
+    """The folder that the name of a codec stands for, as in `load_codec`. Raises CheckpointError."""
     if name == DEFAULT_CODEC:
         return _SHIPPED
     weights = [[file] for file in stable_audio.WEIGHTS_FILES]

@@ -5,8 +5,19 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
-from mgeldm.diffusion import PROCESSES, RECTIFIED_FLOW, Process, TimestepPatterns, V, track_losses, v_loss
+from mgeldm.diffusion import (
+    PROCESSES,
+    RECTIFIED_FLOW,
+    Process,
+    SubsetPatterns,
+    TimestepPatterns,
+    V,
+    track_losses,
+    training_conditions,
+    v_loss,
+)
 
 each_process = pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
 
@@ -208,3 +219,94 @@ def test_track_never_noised_has_no_loss() -> None:
 def test_loss_refuses_shapes_that_would_broadcast() -> None:
     with pytest.raises(ValueError, match="must agree"):
         v_loss(torch.zeros(2, 3, 4, 5), torch.zeros(1, 3, 4, 5), torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("weights", [(0.25, 0.25, 0.25, 0.25), (1.0, 2.0, 3.0, 4.0), (0.0, 1.0, 0.0, 1.0)])
+def test_pattern_frequencies_by_chi_square(weights: tuple[float, ...]) -> None:
+    patterns = TimestepPatterns(**dict(zip(("all", "mix_given", "submix_given", "source_given"), weights, strict=True)))
+    zero = (patterns.sample(20_000, np.random.default_rng(5)) == 0).numpy()
+    found = np.array([(~zero.any(axis=1)).sum(), *zero.sum(axis=0)])
+    expected = 20_000 * np.array(weights) / sum(weights)
+    assert (found[expected == 0] == 0).all()
+    assert stats.chisquare(found[expected > 0], expected[expected > 0]).pvalue > 0.001
+
+
+def test_levels_are_uniform_by_kolmogorov_smirnov_in_every_pattern() -> None:
+    tau = TimestepPatterns(tau_min=0.1).sample(20_000, np.random.default_rng(6)).numpy()
+    zero = tau == 0
+    for chosen in (~zero.any(axis=1), *zero.T):
+        assert stats.kstest(tau[chosen].max(axis=1), stats.uniform(0.1, 0.9).cdf).pvalue > 0.001
+
+
+def test_pattern_and_level_are_independent_along_the_batch_and_of_each_other() -> None:
+    tau = TimestepPatterns().sample(20_001, np.random.default_rng(7)).numpy()
+    pattern = (tau == 0) @ np.array([1, 2, 3])
+    after = np.histogram2d(pattern[:-1], pattern[1:], bins=4)[0]
+    level = np.histogram2d(pattern, tau.max(axis=1), bins=(4, 5))[0]
+    for table in (after, level):
+        assert stats.chi2_contingency(table).pvalue > 0.001
+
+
+def test_ranks_draw_independently() -> None:
+    """Ranks have generators of their own: what one draws says nothing of the other."""
+    first, second = (TimestepPatterns().sample(20_000, np.random.default_rng([7, rank])).numpy() for rank in (0, 1))
+    patterns = [(tau == 0) @ np.array([1, 2, 3]) for tau in (first, second)]
+    assert stats.chi2_contingency(np.histogram2d(*patterns, bins=4)[0]).pvalue > 0.001
+    assert abs(np.corrcoef(first.max(axis=1), second.max(axis=1))[0, 1]) < 0.03
+
+
+def test_four_tracks_with_one_timestep() -> None:
+    tau = SubsetPatterns(tracks=4).sample(1000, np.random.default_rng(0))
+    assert tau.shape == (1000, 4)
+    assert (tau == tau[:, :1]).all()
+    assert tau.min() >= 0.02 - 1e-7
+
+
+def test_subsets_are_drawn_evenly_within_their_number() -> None:
+    zero = (SubsetPatterns(tracks=4, weights=(1, 0, 3)).sample(20_000, np.random.default_rng(8)) == 0).numpy()
+    kinds, found = np.unique(zero, axis=0, return_counts=True)
+    assert len(kinds) == 1 + math.comb(4, 2)
+    expected = np.where(kinds.any(axis=1), 20_000 * 0.75 / 6, 20_000 * 0.25)
+    assert stats.chisquare(found, expected).pvalue > 0.001
+
+
+def test_three_tracks_with_up_to_one_given_are_the_papers() -> None:
+    subsets = SubsetPatterns(tracks=3, weights=(1, 3)).sample(500, np.random.default_rng(9))
+    assert torch.equal(subsets, TimestepPatterns().sample(500, np.random.default_rng(9)))
+
+
+@pytest.mark.parametrize("weights", [(), (1.0, 1.0, 1.0, 1.0, 1.0), (0.0,), (1.0, -1.0), (math.nan,)])
+def test_wrong_subsets_are_refused(weights: tuple[float, ...]) -> None:
+    with pytest.raises(ValueError, match="timestep pattern weights"):
+        SubsetPatterns(tracks=4, weights=weights)
+
+
+def _conditions(dropout: float, count: int, seed: int = 0) -> np.ndarray:
+    """Conditions of many examples; words are e0, sounds of the tracks e1, e2, e3."""
+    rng, sounds = np.random.default_rng(seed), np.eye(4, dtype=np.float32)[1:]
+    return np.stack(
+        [training_conditions(sounds, np.eye(4, dtype=np.float32)[0], 2, dropout, rng) for _ in range(count)]
+    )
+
+
+def test_words_and_sound_are_mixed_evenly_for_one_track() -> None:
+    found = _conditions(0.0, 5000)
+    assert (found[:, :2] == np.eye(4)[1:3]).all()
+    np.testing.assert_allclose(found[:, 2, 0] + found[:, 2, 3], 1, atol=1e-6)
+    assert stats.kstest(found[:, 2, 0], stats.uniform.cdf).pvalue > 0.001
+
+
+def test_conditions_are_dropped_track_by_track() -> None:
+    dropped = (_conditions(0.4, 8000) == 0).all(axis=2)
+    kinds, found = np.unique(dropped @ np.array([1, 2, 4]), return_counts=True)
+    assert kinds.tolist() == list(range(8))
+    expected = [8000 * 0.4 ** bin(kind).count("1") * 0.6 ** (3 - bin(kind).count("1")) for kind in kinds.tolist()]
+    assert stats.chisquare(found, expected).pvalue > 0.001
+    assert not (_conditions(0.0, 100) == 0).all(axis=2).any()
+    assert (_conditions(1.0, 100) == 0).all()
+
+
+def test_sounds_are_not_written_to() -> None:
+    sounds = np.ones((3, 4), np.float32)
+    training_conditions(sounds, np.zeros(4, np.float32), 2, 1.0, np.random.default_rng(0))
+    assert (sounds == 1).all()

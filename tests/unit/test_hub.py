@@ -14,6 +14,7 @@ from mgeldm.codec import load_codec
 from mgeldm.embedder import load_embedder
 from mgeldm.model import JointConfig, JointTransformer
 from mgeldm.sampling import SamplingConfig
+from tests.support.models import write_codec
 
 ONCE = SamplingConfig(steps=1)
 SHAPE = JointConfig(width_per_track=32, depth=1, heads=3, timestep_features=8, latent_channels=8, embedding_dim=16)
@@ -69,8 +70,9 @@ class TestSaved:
 
     def test_a_named_codec_goes_before_that_in_the_folder(self, model: MGELDM, tmp_path: Path) -> None:
         model.save_pretrained(tmp_path / "whole", with_codec=True, with_embedder=True)
-        with pytest.raises(CheckpointError, match="codec 'default'"):
-            MGELDM.from_pretrained(tmp_path / "whole", codec="default", device="cpu")
+        other = write_codec(tmp_path / "other", sample_rate=8_000)
+        with pytest.raises(CheckpointError, match="other' is "):
+            MGELDM.from_pretrained(tmp_path / "whole", codec=str(other), device="cpu")
 
     def test_a_part_that_was_made_by_hand_cannot_be_copied(self, model: MGELDM, tmp_path: Path) -> None:
         made = MGELDM(model.config, model.model, model.codec, model.embedder, model.device)
