@@ -16,7 +16,7 @@ from manifests.shards import TRACKS
 from mgeldm import audio
 from mgeldm.checkpoint import CheckpointConfig
 from mgeldm.codec import Codec
-from mgeldm.codec.long import encoding, silence_latent
+from mgeldm.codec.long import encoding
 from mgeldm.embedder import Embedder
 from mgeldm.outputs import Answer, OutputConfig, Track
 from mgeldm.sampling import SamplingConfig, VelocityModel, noise_for, sample
@@ -69,8 +69,7 @@ class Engine:
         self.config, self.network, self.codec, self.embedder, self.device = config, network, codec, embedder, device
         self._mean = torch.tensor(config.latent_mean, device=device)[:, None]
         self._std = torch.tensor(config.latent_std, device=device)[:, None]
-        silence = config.silence_latent or tuple(silence_latent(codec).tolist())  # converted without its codec
-        self._silence = (torch.tensor(silence, device=device)[:, None] - self._mean) / self._std
+        self._silence = (torch.tensor(config.silence_latent, device=device)[:, None] - self._mean) / self._std
 
     def starts(self, length: int) -> list[int]:
         """First frames of the crops that sound of ``length`` samples needs."""

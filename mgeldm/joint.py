@@ -1,6 +1,7 @@
 """The joint model with its codec and embedder, ready to generate, impute, extract and accompany."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, overload
 
@@ -11,6 +12,7 @@ from manifests.errors import AudioError, PromptError
 from mgeldm import audio
 from mgeldm.checkpoint import CheckpointConfig, check_identity, load_checkpoint, part_of
 from mgeldm.codec import Codec, load_codec
+from mgeldm.codec.long import silence_latent
 from mgeldm.devices import choose_device
 from mgeldm.embedder import Embedder, load_embedder
 from mgeldm.engine import Engine, Wish
@@ -43,6 +45,8 @@ class MGELDM:
         parts: Mapping[str, str] | None = None,
     ) -> None:
         """Put a model together; ``parts`` are the names that "codec" and "embedder" were loaded by."""
+        if config.silence_latent is None:  # converted without its codec
+            config = replace(config, silence_latent=tuple(silence_latent(codec).tolist()))
         self.config = config
         self.model = network
         self.codec = codec
