@@ -40,13 +40,14 @@ def guided_v(
             f"guidance {guidance} has {scales.numel()} scales: give one, or one for each of {latents.shape[1]} tracks"
         )
     if (scales == 1).all():
-        return model(latents, timesteps, embeddings)
+        return model(latents, timesteps, embeddings).to(latents.dtype)
     both = model(
         torch.cat([latents, latents]),
         torch.cat([timesteps, timesteps]),
         torch.cat([embeddings, torch.zeros_like(embeddings)]),
     )
-    conditional, null = both.chunk(2)
+    # Under autocast v comes in fewer digits than the difference needs.
+    conditional, null = both.to(latents.dtype).chunk(2)
     v = null + scales.to(null).reshape(-1, 1, 1) * (conditional - null)
     if rescale:
         spread = v.std(dim=(-2, -1), keepdim=True).clamp(min=torch.finfo(v.dtype).tiny)

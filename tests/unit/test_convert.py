@@ -211,7 +211,7 @@ class Dangerous:
 
 def test_no_pickle_is_run(tmp_path: Path) -> None:
     with (tmp_path / "bad.ckpt").open("wb") as file:
-        pickle.dump({"state_dict": {"model_dit.x": Dangerous(tmp_path / "touched")}}, file)
+        pickle.dump({"state_dict": {"model_dit.x": Dangerous(tmp_path / "touched")}}, file, protocol=2)
     torch.save({"state_dict": {"model_dit.x": Dangerous(tmp_path / "touched")}}, tmp_path / "bad.pt")
     for name in ("bad.ckpt", "bad.pt"):
         with pytest.raises(CheckpointError, match="not a checkpoint of plain tensors"):

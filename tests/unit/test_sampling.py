@@ -1,5 +1,6 @@
 """Guidance, DDIM inpainting and starting noise."""
 
+import functools
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from mgeldm.sampling import SamplingConfig, guided_v, noise_for, sample
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NONE_GIVEN = torch.zeros(3, dtype=torch.bool)
+ddim = functools.partial(SamplingConfig, sampler="ddim")
 
 
 class TruthModel:
@@ -65,7 +67,7 @@ def test_official_sampling(name: str, track: int | None) -> None:
     given, mask = torch.zeros_like(noise), torch.zeros(3, dtype=torch.bool)
     if track is not None:
         given[:, track], mask[track] = io["given"], True
-    result = sample(model, given, mask, io["embed"], noise, SamplingConfig(steps=10, guidance=2.0))
+    result = sample(model, given, mask, io["embed"], noise, ddim(steps=10, guidance=2.0))
     assert _relative(result.flatten(1, 2), io[name]) < 1e-5
     assert torch.equal(result[:, mask], given[:, mask])
 
@@ -95,7 +97,7 @@ def test_a_perfect_model_recovers_the_latents(steps: int) -> None:
         NONE_GIVEN,
         torch.ones(2, 3, 8),
         noise,
-        SamplingConfig(steps=steps, guidance=1.0),
+        ddim(steps=steps, guidance=1.0),
     )
     torch.testing.assert_close(result, clean, rtol=0, atol=1e-6)
     expected = torch.linspace(1, 0.02, steps, dtype=torch.float64)
@@ -110,7 +112,7 @@ def test_given_tracks_are_exact_and_clean_at_every_step() -> None:
     mask = torch.tensor([[True, False, False], [False, True, True]])
     model = TruthModel(clean)
     given = torch.where(mask[:, :, None, None], clean, torch.full_like(clean, torch.nan))
-    result = sample(model, given, mask, torch.ones(2, 3, 8), noise, SamplingConfig(steps=5, guidance=3.0))
+    result = sample(model, given, mask, torch.ones(2, 3, 8), noise, ddim(steps=5, guidance=3.0))
     assert torch.equal(result[mask], clean[mask])
     torch.testing.assert_close(result, clean, rtol=0, atol=1e-6)
     twice = torch.cat([mask, mask])
@@ -125,7 +127,13 @@ def test_held_frames_are_noised_with_the_rest_and_exact_at_the_end() -> None:
     mask = torch.tensor([True, False, False])
     model = TruthModel(_clean(seed=11))
     result = sample(
-        model, known, mask, torch.ones(2, 3, 8), noise, SamplingConfig(steps=4, guidance=1.0), held_frames=2
+        model,
+        known,
+        mask,
+        torch.ones(2, 3, 8),
+        noise,
+        ddim(steps=4, guidance=1.0),
+        held_frames=2,
     )
     assert torch.equal(result[..., :2], known[..., :2])
     assert torch.equal(result[:, 0], known[:, 0])
@@ -144,7 +152,7 @@ def test_arguments_are_not_written_to() -> None:
         torch.tensor([True, False, False]),
         torch.ones(2, 3, 8),
         noise,
-        SamplingConfig(steps=3),
+        ddim(steps=3),
         held_frames=2,
     )
     assert torch.equal(given, before[0])
@@ -160,7 +168,7 @@ def test_progress_is_told_after_every_step() -> None:
         NONE_GIVEN,
         torch.ones(2, 3, 8),
         noise,
-        SamplingConfig(steps=3),
+        ddim(steps=3),
         progress=lambda *at: told.append(at),
     )
     assert told == [(1, 3), (2, 3), (3, 3)]
@@ -171,11 +179,16 @@ def test_one_seed_is_one_result_at_any_batch_size() -> None:
     size = {"tracks": 3, "channels": 4, "frames": 6}
     embeddings = torch.randn(3, 3, 8, generator=torch.Generator().manual_seed(0))
     noise = noise_for(0, names, **size)
-    together = sample(_linear, torch.zeros_like(noise), NONE_GIVEN, embeddings, noise, SamplingConfig(steps=4))
+    together = sample(_linear, torch.zeros_like(noise), NONE_GIVEN, embeddings, noise, ddim(steps=4))
     for index, name in enumerate(names):
         own = noise_for(0, [name], **size)
         alone = sample(
-            _linear, torch.zeros_like(own), NONE_GIVEN, embeddings[index : index + 1], own, SamplingConfig(steps=4)
+            _linear,
+            torch.zeros_like(own),
+            NONE_GIVEN,
+            embeddings[index : index + 1],
+            own,
+            ddim(steps=4),
         )
         torch.testing.assert_close(together[index], alone[0], rtol=0, atol=1e-6)
 
@@ -215,6 +228,6 @@ def test_wrong_sampling_is_refused() -> None:
     with pytest.raises(ValueError, match="must be bool"):
         sample(_linear, noise, NONE_GIVEN[:2], embeddings, noise)
     with pytest.raises(ValueError, match="at least 1"):
-        sample(_linear, noise, NONE_GIVEN, embeddings, noise, SamplingConfig(steps=0))
+        sample(_linear, noise, NONE_GIVEN, embeddings, noise, ddim(steps=0))
     with pytest.raises(ValueError, match="frames there are"):
         sample(_linear, noise, NONE_GIVEN, embeddings, noise, held_frames=7)
