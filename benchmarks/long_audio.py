@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from benchmarks.result import EXAMPLES, Result, example_data
 from mgeldm import audio
-from mgeldm.codec import load_codec
+from mgeldm.codec import CodecSpec, load_codec
 from mgeldm.engine import OVERLAP, crop_starts
 from training.config import load_recipe, recipe_path
 from training.loop import train
@@ -68,7 +68,7 @@ def run() -> Iterator[Result]:
             },
         )
         wave = audio.read(folder / "60" / long["file"])[0]
-        at_seams, elsewhere = seam_change(wave, recipe.stream.crop_frames)
+        at_seams, elsewhere = seam_change(wave, load_codec().spec, recipe.stream.crop_frames)
         yield Result(
             name="long_audio.seam_vs_frame_change",
             value=float(np.mean(at_seams) / np.mean(elsewhere)),
@@ -84,9 +84,10 @@ def run() -> Iterator[Result]:
         )
 
 
-def seam_change(wave: npt.NDArray[np.float32], crop: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+def seam_change(
+    wave: npt.NDArray[np.float32], spec: CodecSpec, crop: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """How much the spectrum changes, in dB over mel bands, between latent frames: where chunks meet, and elsewhere."""
-    spec = load_codec().spec
     frames = wave.shape[0] // spec.hop
     overlap = max(1, round(crop * OVERLAP))
     starts = crop_starts(frames, crop, overlap)
