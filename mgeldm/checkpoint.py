@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from safetensors.torch import save as to_bytes
+from safetensors.torch import load_file, save_file
 
-from manifests.atomic import canonical_json, write_bytes, write_json
+from manifests.atomic import atomic_path, canonical_json, write_json
 from manifests.errors import CheckpointError
 from manifests.shards import DatasetCard
 from mgeldm.codec.base import Codec
@@ -82,7 +81,8 @@ def save_checkpoint(folder: Path, config: CheckpointConfig, weights: dict[str, t
         # After a kill, weights must never lie beside the configuration of another model.
         path.unlink()
     tensors = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
-    write_bytes(folder / WEIGHTS_FILE, to_bytes(tensors))
+    with atomic_path(folder / WEIGHTS_FILE) as temporary:
+        save_file(tensors, temporary)
     write_json(path, raw)
 
 
@@ -108,9 +108,11 @@ def load_checkpoint(folder: Path) -> tuple[CheckpointConfig, JointTransformer]:
         raise
     except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder}: not a readable checkpoint ({_line(error)})") from None
-    network = JointTransformer(config.model)
+    # A billion weights need not be drawn to be thrown away.
+    with torch.device("meta"):
+        network = JointTransformer(config.model)
     try:
-        network.load_state_dict({name: value.float() for name, value in weights.items()})
+        network.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
     except RuntimeError as error:
         raise CheckpointError(f"{folder}: the weights do not fit {CONFIG_FILE} ({_line(error)})") from None
     return config, network.eval().requires_grad_(False)
