@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.result import Result
 from manifests.atomic import write_bytes
 
-NAMES = ("scan", "songs", "encode", "kill_drill", "stream", "sampling")
+NAMES = ("scan", "songs", "encode", "kill_drill", "stream", "sampling", "long_audio")
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 

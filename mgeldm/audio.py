@@ -47,6 +47,7 @@ _NO_CHUNK = re.compile(r"Unknown chunk marker \(\w+\) at position (\d+)")
 # What may stand behind the last frame of FLAC without being sound: tags, and what the decoder has read ahead.
 _FLAC_TAIL = 64 << 10
 _OGG_PAGE = 1 << 16
+_WAV_BYTES = (1 << 32) - (1 << 16)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +117,43 @@ def resample(wave: Wave, rate: int, target: int) -> Wave:
     return fit(np.ascontiguousarray(out), frames)
 
 
+class Resampler:
+    """`resample` for a stream: the same samples, whatever blocks they come in."""
+
+    def __init__(self, rate: int, target: int, channels: int) -> None:
+        self._rate, self._target, self._channels = rate, target, channels
+        self._stream = None if rate == target else soxr.ResampleStream(rate, target, channels, dtype="float32")
+        self._taken = self._given = 0
+
+    def push(self, block: Wave) -> Wave:
+        """Take in ``[channels, n]``; returns what is ready."""
+        self._taken += block.shape[1]
+        return block if self._stream is None else self._out(self._stream.resample_chunk(block.T))
+
+    def finish(self) -> Wave:
+        """The rest, so that there are as many frames in all as `resampled_frames` says."""
+        if self._stream is None:
+            return np.zeros((self._channels, 0), np.float32)
+        missing = resampled_frames(self._taken, self._rate, self._target) - self._given
+        nothing = np.zeros((0, self._channels), np.float32)
+        return fit(self._out(self._stream.resample_chunk(nothing, last=True)), missing)
+
+    def _out(self, made: Wave) -> Wave:
+        self._given += made.shape[0]
+        return np.ascontiguousarray(made.T)
+
+
+def resample_blocks(blocks: Iterable[Wave], rate: int, target: int) -> Iterator[Wave]:
+    """`resample` of a stream of blocks ``[channels, n]``, in constant memory; the same samples."""
+    resampler = None
+    for block in blocks:
+        resampler = resampler or Resampler(rate, target, block.shape[0])
+        if (made := resampler.push(block)).shape[1]:
+            yield made
+    if resampler and (rest := resampler.finish()).shape[1]:
+        yield rest
+
+
 def resampled_frames(frames: int, rate: int, target: int) -> int:
     """Length of ``frames`` samples of ``rate`` at ``target``, rounded up."""
     return -(-frames * target // rate)
@@ -141,14 +179,41 @@ def load(path: AudioFile, rate: int, channels: int = 1, stream: int | None = Non
     return resample(to_channels(read(path, stream), channels), info.sample_rate, rate)
 
 
-def save(path: Path | str, wave: Wave, rate: int) -> None:
-    """Write ``[channels, frames]`` atomically; the suffix chooses the format (.wav as 32-bit float, .flac 24 bit)."""
-    subtype = {".wav": "FLOAT", ".flac": "PCM_24"}.get(Path(path).suffix.lower())
-    block = _block_frames(wave.shape[0])
-    with atomic_path(path) as temporary, soundfile.SoundFile(temporary, "w", rate, wave.shape[0], subtype) as sound:
+class Writer:
+    """Writes ``[channels, n]`` block by block; see `writing`."""
+
+    def __init__(self, sound: soundfile.SoundFile) -> None:
+        self._sound = sound
+
+    def write(self, wave: Wave) -> None:
+        """Append a block."""
         # One call with a long Vorbis file can crash libsndfile.
-        for begin in range(0, wave.shape[1], block):
-            sound.write(wave[:, begin : begin + block].T)
+        size = _block_frames(wave.shape[0])
+        for begin in range(0, wave.shape[1], size):
+            self._sound.write(wave[:, begin : begin + size].T)
+
+
+@contextmanager
+def writing(path: Path | str, rate: int, channels: int, frames: int = 0) -> Iterator[Writer]:
+    """Write a file as its samples come; it is there, whole, once the context is left, and not after an error.
+
+    The suffix chooses the format (.wav as 32-bit float, .flac 24 bit, which cuts what is above full scale). A WAV that
+    its ``frames`` make longer than its 32-bit header can say is written as RF64.
+    """
+    suffix = Path(path).suffix.lower()
+    subtype = {".wav": "FLOAT", ".flac": "PCM_24"}.get(suffix)
+    kind = "RF64" if suffix == ".wav" and 4 * frames * channels > _WAV_BYTES else None
+    with (
+        atomic_path(path) as temporary,
+        soundfile.SoundFile(temporary, "w", rate, channels, subtype, format=kind) as sound,
+    ):
+        yield Writer(sound)
+
+
+def save(path: Path | str, wave: Wave, rate: int) -> None:
+    """Write ``[channels, frames]`` atomically, in the formats of `writing`."""
+    with writing(path, rate, *wave.shape) as writer:
+        writer.write(wave)
 
 
 @contextmanager

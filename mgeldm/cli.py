@@ -359,17 +359,29 @@ def _train_embedder(arguments: Sequence[str]) -> int:
 
 def _task(name: str) -> Command:
     def run(arguments: Sequence[str]) -> int:
-        from mgeldm.files import run_on_files
+        from mgeldm.files import FileConfig, run_on_files
         from mgeldm.joint import MGELDM
+        from mgeldm.outputs import OutputConfig
         from mgeldm.sampling import SamplingConfig
 
         parser = _parser(name, f'mgeldm {name} song.wav --prompt "drums" --model RUN/checkpoint --out DIR')
-        parser.add_argument("audio", type=Path, nargs="+", help="audio files of any rate and format")
-        _model_options(parser, SamplingConfig)
+        parser.add_argument(
+            "audio", type=Path, nargs="+", help="audio files of any rate, length and format, or folders of them"
+        )
+        _model_options(parser, SamplingConfig, OutputConfig, FileConfig)
         parsed = _parsed(parser, arguments)
         model = MGELDM.from_pretrained(parsed.model, codec=parsed.codec, embedder=parsed.embedder, device=parsed.device)
-        sampling = _made(SamplingConfig, parsed)
-        results = run_on_files(name, model, str(parsed.model), parsed.audio, parsed.prompt, parsed.out, sampling)
+        results = run_on_files(
+            name,
+            model,
+            parsed.model,
+            parsed.audio,
+            parsed.prompt,
+            parsed.out,
+            _made(SamplingConfig, parsed),
+            _made(OutputConfig, parsed),
+            _made(FileConfig, parsed),
+        )
         _show_files(asdict(results), parsed.out, parsed.json)
         return FAILED_ITEMS if results.failures else OK
 
@@ -377,32 +389,43 @@ def _task(name: str) -> Command:
 
 
 def _generate(arguments: Sequence[str]) -> int:
-    from mgeldm.files import generate_files
+    from mgeldm.files import FileConfig, generate_files
     from mgeldm.joint import MGELDM
+    from mgeldm.outputs import OutputConfig
     from mgeldm.sampling import SamplingConfig
 
     parser = _parser(
         "generate", 'mgeldm generate --prompt "drums and bass" --seconds 20 --model RUN/checkpoint --out DIR'
     )
     parser.add_argument("--seconds", type=float, default=10.24, help="length of the mix")
-    _model_options(parser, SamplingConfig)
+    parser.add_argument("--batch", type=int, default=OutputConfig().batch, help="prompts that are sampled at a time")
+    _model_options(parser, SamplingConfig, FileConfig)
     parsed = _parsed(parser, arguments)
     model = MGELDM.from_pretrained(parsed.model, codec=parsed.codec, embedder=parsed.embedder, device=parsed.device)
     results = generate_files(
-        model, str(parsed.model), parsed.prompt, parsed.seconds, parsed.out, _made(SamplingConfig, parsed)
+        model,
+        parsed.model,
+        parsed.prompt,
+        parsed.seconds,
+        parsed.out,
+        _made(SamplingConfig, parsed),
+        OutputConfig(batch=parsed.batch),
+        _made(FileConfig, parsed),
     )
     _show_files(asdict(results), parsed.out, parsed.json)
     return OK
 
 
-def _model_options(parser: "ArgumentParser", sampling: type) -> None:
+def _model_options(parser: "ArgumentParser", *kinds: type) -> None:
     parser.add_argument("--prompt", action="append", required=True, help="what to play, in words; repeatable")
-    parser.add_argument("--model", type=Path, required=True, help="checkpoint folder of `mgeldm train`")
-    parser.add_argument("--out", type=Path, required=True, help="folder for WAV files and results.json")
-    parser.add_argument("--codec", default="default", help="codec folder or hub id, if not the one shipped")
-    parser.add_argument("--embedder", default="default", help="embedder folder or hub id, if not the one shipped")
+    parser.add_argument("--model", required=True, help="checkpoint folder of `mgeldm train`, or a hub id OWNER/NAME")
+    parser.add_argument("--out", type=Path, required=True, help="folder for audio files and results.json")
+    parser.add_argument(
+        "--codec", default="default", help="codec folder or hub id, if not that in the checkpoint or the one shipped"
+    )
+    parser.add_argument("--embedder", default="default", help="embedder folder or hub id, likewise")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    _options(parser, sampling)
+    _options(parser, *kinds)
 
 
 def _show_files(results: dict[str, Any], out: Path, as_json: bool) -> None:

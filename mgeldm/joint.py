@@ -1,51 +1,38 @@
 """The joint model with its codec and embedder, ready to generate, impute, extract and accompany."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self, overload
 
 import numpy as np
 import torch
 
 from manifests.errors import AudioError, PromptError
-from manifests.shards import TRACKS
 from mgeldm import audio
 from mgeldm.checkpoint import CheckpointConfig, check_identity, load_checkpoint, part_of
 from mgeldm.codec import Codec, load_codec
-from mgeldm.codec.long import decode_long, encode_long, silence_latent
+from mgeldm.codec.long import silence_latent
 from mgeldm.devices import choose_device
 from mgeldm.embedder import Embedder, load_embedder
+from mgeldm.engine import Engine, Wish
+from mgeldm.hub import model_folder, model_identity, push, save
 from mgeldm.model import JointTransformer
-from mgeldm.sampling import Progress, SamplingConfig, noise_for, sample
-from mgeldm.tasks import ACCOMPANY, EXTRACT, GENERATE, IMPUTE, Task, track_index
+from mgeldm.outputs import OutputConfig, OutputForm, Refinement, Track
+from mgeldm.sampling import Progress, SamplingConfig
+from mgeldm.signals import AudioLike, Form, Signal, added, open_signal
+from mgeldm.tasks import ACCOMPANY, EXTRACT, GENERATE, IMPUTE, Task
 
-OVERLAP = 0.25
-"""Share of the crop that the next chunk of long audio shares with the last."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Request:
-    """What is asked of the model, in its own terms."""
-
-    task: Task
-    prompt: str
-    words: torch.Tensor
-    """Embedding ``[D]`` of the prompt."""
-    latents: torch.Tensor | None
-    """Normalised latents ``[C, frames]`` of the given track."""
-    mono: torch.Tensor | None
-    """The given track, mixed down: ``[T]``."""
-    frames: int
-    sampling: SamplingConfig
-    repeat: int
-    """How often the same was asked for before."""
+MAX_SECONDS = 86_400
 
 
 class MGELDM:
     """A joint model with the codec and the embedder it was trained with.
 
-    Waves are float32 ``[channels, T]`` at ``rate``; outputs have the input's length.
+    Sound goes in as an array or tensor of floats, ``[T]`` or ``[channels, T]``, at ``rate`` or at the rate that the
+    call names; or as the path of an audio file. It comes out in kind, as long and as loud as it went in: ``[T]`` or
+    ``[channels, T]`` float32, a tensor for a tensor and on its device, an array otherwise; at ``rate`` and with the
+    codec's channels unless the call says "input".
     """
 
     def __init__(
@@ -55,101 +42,235 @@ class MGELDM:
         codec: Codec,
         embedder: Embedder,
         device: torch.device,
+        parts: Mapping[str, str] | None = None,
     ) -> None:
+        """Put a model together; ``parts`` are the names that "codec" and "embedder" were loaded by."""
+        if config.silence_latent is None:  # converted without its codec
+            config = replace(config, silence_latent=tuple(silence_latent(codec).tolist()))
         self.config = config
         self.model = network
         self.codec = codec
         self.embedder = embedder
         self.device = device
-        self._mean = torch.tensor(config.latent_mean, device=device)[:, None]
-        self._std = torch.tensor(config.latent_std, device=device)[:, None]
-        self._silence = torch.tensor(config.silence_latent, device=device)[:, None]
+        self.parts = dict(parts or {})
+        self.engine = Engine(config, network, codec, embedder, device)
 
     @classmethod
     def from_pretrained(
-        cls, folder: Path | str, *, codec: str = "default", embedder: str = "default", device: str = "auto"
+        cls, name: Path | str, *, codec: str = "default", embedder: str = "default", device: str = "auto"
     ) -> Self:
-        """Load a checkpoint folder.
+        """Load a checkpoint.
+
+        Args:
+            name: Checkpoint folder, or the id OWNER/NAME of one on the Hugging Face hub.
+            codec: Name of the codec; "default" is that in the folder's ``codec``, else the one shipped.
+            embedder: Likewise.
+            device: auto, cpu, cuda or cuda:N.
 
         Raises:
             CheckpointError: it is no whole checkpoint, or was trained with another codec or embedder.
+            ConfigError: there is no such device.
         """
-        config, network = load_checkpoint(Path(folder))
         target = choose_device(device)
-        codec, embedder = part_of(Path(folder), "codec", codec), part_of(Path(folder), "embedder", embedder)
-        found_codec, found_embedder = load_codec(codec), load_embedder(embedder)
-        check_identity(config, "codec", found_codec, codec)
-        check_identity(config, "embedder", found_embedder, embedder)
-        if config.silence_latent is None:
-            config = replace(config, silence_latent=tuple(silence_latent(found_codec).tolist()))
-        return cls(config, network.to(target), found_codec.to(target), found_embedder.to(target), target)
+        folder = model_folder(name)
+        config, network = load_checkpoint(folder)
+        parts = {"codec": part_of(folder, "codec", codec), "embedder": part_of(folder, "embedder", embedder)}
+        found_codec, found_embedder = load_codec(parts["codec"]), load_embedder(parts["embedder"])
+        check_identity(config, "codec", found_codec, parts["codec"])
+        check_identity(config, "embedder", found_embedder, parts["embedder"])
+        return cls(config, network.to(target), found_codec.to(target), found_embedder.to(target), target, parts)
+
+    def save_pretrained(self, folder: Path | str, *, with_codec: bool = False, with_embedder: bool = False) -> None:
+        """Write a checkpoint folder, with copies of codec and embedder in it if asked for.
+
+        Raises CheckpointError where it is not known what they were loaded from.
+        """
+        save(self, Path(folder), with_codec, with_embedder)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        license: str,
+        metrics: Mapping[str, float] | None = None,
+        with_codec: bool = False,
+        with_embedder: bool = False,
+        private: bool | None = None,
+        token: str | None = None,
+    ) -> str:
+        """Upload the checkpoint with a model card to the Hugging Face hub; returns its address there.
+
+        Args:
+            repo_id: OWNER/NAME; made if it is not there.
+            license: Under which the weights are given, such as "cc-by-4.0".
+            metrics: Figures for the card, by name.
+            with_codec: Whether a copy of the codec goes along; mind its licence.
+            with_embedder: Likewise.
+            private: Whether a new repository is private; the account's setting by default.
+            token: Of the hub; by default that of `hf auth login`.
+
+        Raises:
+            CheckpointError: the hub refuses or cannot be reached.
+        """
+        copies = {"codec": with_codec, "embedder": with_embedder}
+        return push(self, repo_id, license, dict(metrics or {}), copies, private, token)
 
     @property
     def rate(self) -> int:
-        """Sample rate of input and output waves."""
+        """Sample rate of the codec."""
         return self.codec.spec.sample_rate
 
+    @property
+    def identity(self) -> str:
+        """Hex hash over the weights, the configuration, the codec and the embedder."""
+        return model_identity(self)
+
+    @overload
     def extract(
-        self, mix: audio.Wave, prompt: str, sampling: SamplingConfig | None = None, progress: Progress | None = None
-    ) -> dict[str, audio.Wave]:
-        """The named source of a mix, and what remains: ``{"source": ..., "submix": ...}``.
+        self,
+        mix: AudioLike,
+        prompt: str,
+        sampling: SamplingConfig | None = None,
+        progress: Progress | None = None,
+        *,
+        rate: int | None = None,
+        refine: Refinement = "none",
+        consistent: bool = False,
+        output_rate: OutputForm = "codec",
+        output_channels: OutputForm = "codec",
+        batch: int = 4,
+    ) -> dict[str, Any]: ...
+
+    @overload
+    def extract(
+        self,
+        mix: AudioLike,
+        prompt: list[str] | tuple[str, ...],
+        sampling: SamplingConfig | None = None,
+        progress: Progress | None = None,
+        *,
+        rate: int | None = None,
+        refine: Refinement = "none",
+        consistent: bool = False,
+        output_rate: OutputForm = "codec",
+        output_channels: OutputForm = "codec",
+        batch: int = 4,
+    ) -> list[dict[str, Any]]: ...
+
+    def extract(
+        self,
+        mix: AudioLike,
+        prompt: str | Sequence[str],
+        sampling: SamplingConfig | None = None,
+        progress: Progress | None = None,
+        *,
+        rate: int | None = None,
+        refine: Refinement = "none",
+        consistent: bool = False,
+        output_rate: OutputForm = "codec",
+        output_channels: OutputForm = "codec",
+        batch: int = 4,
+    ) -> dict[str, Any] | list[dict[str, Any]]:
+        """The named source of a mix, and what remains: ``{"source": ..., "submix": ...}``, or a list of these.
+
+        Args:
+            mix: What it is taken from.
+            prompt: What to take; each of a list is taken out of the same mix.
+            sampling: How to sample.
+            progress: Told (evaluations done, in all).
+            rate: Sample rate of an array or tensor, if not the codec's.
+            refine: "wiener": source and submix as shares of the mix's spectrogram.
+            consistent: Whether source and submix are made to add up to the mix.
+            output_rate: "codec", or "input".
+            output_channels: "codec", or "input".
+            batch: Prompts that are sampled at a time.
 
         Raises:
-            AudioError: the mix is not finite, is empty, or has not the codec's channels.
-            PromptError: the prompt is empty or says nothing to the embedder.
+            AudioError: the mix is not finite, is empty, is no audio, or cannot be read.
+            PromptError: a prompt is empty or says nothing to the embedder; nothing was sampled then.
         """
-        return self._run(EXTRACT, mix, prompt, sampling, progress)
+        output = OutputConfig(
+            output_rate=output_rate,
+            output_channels=output_channels,
+            refine=refine,
+            consistent=consistent,
+            batch=batch,
+        )
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        words = self._all_words(prompts)
+        signal = self.open(mix, rate)
+        found = self._answers(EXTRACT, signal, signal.form, words, sampling, output, progress)
+        kind = _kind(mix)
+        answers = {
+            text: {name: kind(wave) for name, wave in tracks.items()} for text, tracks in zip(words, found, strict=True)
+        }
+        return answers[prompt] if isinstance(prompt, str) else [answers[text] for text in prompts]
 
     def impute(
         self,
-        submix: audio.Wave,
-        prompts: Sequence[str],
+        submix: AudioLike,
+        prompts: str | Sequence[str],
         sampling: SamplingConfig | None = None,
         progress: Progress | None = None,
         *,
         earlier: Sequence[str] = (),
-    ) -> list[audio.Wave]:
+        rate: int | None = None,
+        output_rate: OutputForm = "codec",
+        output_channels: OutputForm = "codec",
+    ) -> list[Any]:
         """Sources that fit a submix, one per prompt; each is added to the submix before the next is made.
 
         ``earlier`` are prompts whose sources are in the submix by earlier calls: one that comes again asks for a second
-        part, which begins from other noise.
+        part, which begins from other noise. The other arguments are those of `extract`.
 
         Raises:
             AudioError: as in `extract`.
             PromptError: there is no prompt, or one of them is empty or says nothing; nothing was sampled then.
         """
+        output = OutputConfig(output_rate=output_rate, output_channels=output_channels)
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        if not prompts:
-            raise PromptError("no prompt; name what to play, such as --prompt drums")
-        for prompt in prompts:
-            self.embed_prompt(prompt)
-        sources: list[audio.Wave] = []
+        words = self._all_words(prompts)
+        signal = self.open(submix, rate)
+        wanted = output.form(signal.form, signal.origin)
+        sources: list[Any] = []
         for number, prompt in enumerate(prompts):
 
             def told(done: int, total: int, number: int = number) -> None:
                 if progress:
                     progress(number * total + done, len(prompts) * total)
 
+            one = {prompt: words[prompt]}
             repeat = [*earlier, *prompts[:number]].count(prompt)
-            source = self._run(IMPUTE, submix, prompt, sampling, told, repeat)["source"]
-            sources.append(source)
-            submix = submix + source
+            found = self._answers(IMPUTE, signal, signal.form, one, sampling, OutputConfig(), told, repeat)
+            source = found[0]["source"]
+            sources.append(_kind(submix)(_converted(source, signal.form, wanted)))
+            signal = added(signal, open_signal(source, self.rate, self.codec.spec.channels))
         return sources
 
     def accompany(
-        self, source: audio.Wave, prompt: str, sampling: SamplingConfig | None = None, progress: Progress | None = None
-    ) -> audio.Wave:
-        """A submix that goes with a source. Raises AudioError and PromptError as `extract` does."""
-        return self._run(ACCOMPANY, source, prompt, sampling, progress)["submix"]
+        self,
+        source: AudioLike,
+        prompt: str,
+        sampling: SamplingConfig | None = None,
+        progress: Progress | None = None,
+        *,
+        rate: int | None = None,
+        output_rate: OutputForm = "codec",
+        output_channels: OutputForm = "codec",
+    ) -> Any:
+        """A submix that goes with a source. Arguments and errors are those of `extract`."""
+        output = OutputConfig(output_rate=output_rate, output_channels=output_channels)
+        words = self._all_words([prompt])
+        signal = self.open(source, rate)
+        found = self._answers(ACCOMPANY, signal, signal.form, words, sampling, output, progress)
+        return _kind(source)(found[0]["submix"])
 
     def generate(
         self, prompt: str, seconds: float, sampling: SamplingConfig | None = None, progress: Progress | None = None
     ) -> audio.Wave:
         """A mix of ``seconds``. Raises AudioError for a length that is none, and PromptError as `extract` does."""
-        if not 0 < seconds < 86_400:
-            raise AudioError(f"cannot generate {seconds} seconds; ask for more than 0 and less than a day")
-        length = max(1, round(seconds * self.rate))
-        return self._run(GENERATE, length, prompt, sampling, progress)["mix"]
+        form, words = self.form_of(seconds), self._all_words([prompt])
+        return self._answers(GENERATE, None, form, words, sampling, OutputConfig(), progress)[0]["mix"]
 
     def embed_prompt(self, prompt: str) -> torch.Tensor:
         """Embedding ``[D]`` of words, in the template the model was trained with. Raises PromptError."""
@@ -158,114 +279,76 @@ class MGELDM:
         self.embedder.embed_text([prompt])  # an unknown prompt must not pass by the words of the template
         return self.embedder.embed_text([self.config.prompt_template.replace("{}", prompt)])[0]
 
-    @torch.inference_mode()
-    def _run(
+    def open(self, given: AudioLike, rate: int | None = None) -> Signal:
+        """Sound as the codec wants it. Raises AudioError."""
+        return open_signal(given, self.rate, self.codec.spec.channels, rate)
+
+    def form_of(self, seconds: float) -> Form:
+        """The form of sound of a length in seconds. Raises AudioError for a length that is none."""
+        if not 0 < seconds < MAX_SECONDS:
+            raise AudioError(f"cannot generate {seconds} seconds; ask for more than 0 and less than a day")
+        frames = max(1, round(seconds * self.rate))
+        return Form(rate=self.rate, channels=self.codec.spec.channels, frames=frames)
+
+    def _all_words(self, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Embeddings of prompts. Raises PromptError where there is none, or one of them is none."""
+        if not prompts:
+            raise PromptError("no prompt; name what to play, such as --prompt drums")
+        return {prompt: self.embed_prompt(prompt) for prompt in prompts}
+
+    def _answers(
         self,
         task: Task,
-        given: audio.Wave | int,
-        prompt: str,
+        signal: Signal | None,
+        form: Form,
+        prompts: Mapping[str, torch.Tensor],
         sampling: SamplingConfig | None,
+        output: OutputConfig,
         progress: Progress | None,
         repeat: int = 0,
-    ) -> dict[str, audio.Wave]:
-        """The kept tracks of a task. ``given`` is the wave of its given track, or where there is none the length."""
-        words = self.embed_prompt(prompt)
-        if isinstance(given, int):
-            length, gain, latents, mono = given, 1.0, None, None
-        else:
-            _check(given, self.codec.spec.channels)
-            length, gain = given.shape[1], _gain(given)
-            wave = torch.tensor(given * np.float32(gain), dtype=torch.float32, device=self.device)
-            latents, mono = self._normalise(encode_long(self.codec, wave)), wave.mean(dim=0)
-        request = _Request(
-            task=task,
-            prompt=prompt,
-            words=words,
-            latents=latents,
-            mono=mono,
-            frames=-(-length // self.codec.spec.hop),
-            sampling=sampling or SamplingConfig(),
-            repeat=repeat,
-        )
-        tracks = self._denoise(request, progress)
-        return {name: self._decode(tracks[track_index(name)], length) / np.float32(gain) for name in task.kept}
+    ) -> list[dict[str, audio.Wave]]:
+        """The kept tracks of a task for each prompt."""
+        sampling = sampling or SamplingConfig()
+        wanted = output.form(form, signal.origin) if signal else form
+        blocks: list[dict[str, list[audio.Wave]]] = [{name: [] for name in task.kept} for _ in prompts]
+        wishes = [
+            Wish(
+                prompt=prompt,
+                words=words,
+                tracks={name: Track(parts.append, form, wanted) for name, parts in kept.items()},
+                repeat=repeat,
+            )
+            for (prompt, words), kept in zip(prompts.items(), blocks, strict=True)
+        ]
+        done, total = 0, len(self.engine.starts(form.frames)) * sampling.evaluations * len(wishes)
 
-    def _normalise(self, latents: torch.Tensor) -> torch.Tensor:
-        return (latents - self._mean) / self._std
+        def advanced(evaluations: int) -> None:
+            nonlocal done
+            done += evaluations
+            if progress:
+                progress(done, total)
 
-    def _decode(self, latents: torch.Tensor, length: int) -> audio.Wave:
-        """Normalised latents ``[C, L]`` to a wave ``[channels, length]``."""
-        wave = decode_long(self.codec, latents * self._std + self._mean)[:, :length]
-        return wave.float().cpu().numpy()
-
-    def _denoise(self, request: _Request, progress: Progress | None) -> torch.Tensor:
-        """All tracks ``[K, C, frames]``, normalised: crop by crop, earlier output held where crops overlap."""
-        task, sampling, crop = request.task, request.sampling, self.config.crop_frames
-        channels = self.config.model.latent_channels
-        # Frames past the end are silent where the input is given, so that the model does not hear a cut.
-        frames = max(request.frames, crop)
-        out = self._normalise(self._silence).expand(len(TRACKS), channels, frames).clone()
-        mask = torch.zeros(len(TRACKS), dtype=torch.bool, device=self.device)
-        if task.given is not None and request.latents is not None:
-            mask[track_index(task.given)] = True
-            out[track_index(task.given), :, : request.frames] = request.latents
-        starts = crop_starts(frames, crop, max(1, round(crop * OVERLAP)))
-        for number, start in enumerate(starts):
-            # The prompt has a part in the name: sources that are imputed one after another begin from other noise.
-            name = f"{task.name}/{request.prompt}/{number}" + (f"/{request.repeat}" if request.repeat else "")
-            noise = noise_for(sampling.seed, [name], tracks=len(TRACKS), channels=channels, frames=crop)
-
-            def told(done: int, total: int, number: int = number) -> None:
-                if progress:
-                    progress(number * total + done, len(starts) * total)
-
-            out[:, :, start : start + crop] = sample(
-                self.model,
-                out[None, :, :, start : start + crop],
-                mask,
-                self._conditions(request, start)[None],
-                noise.to(self.device),
-                sampling,
-                objective=self.config.objective,
-                held_frames=starts[number - 1] + crop - start if number else 0,
-                progress=told,
-            )[0]
-        return out[:, :, : request.frames]
-
-    def _conditions(self, request: _Request, start: int) -> torch.Tensor:
-        """Embeddings ``[K, D]`` for the crop at frame ``start``: words, and sound where it is given."""
-        embeddings = torch.zeros(len(TRACKS), self.config.model.embedding_dim, device=self.device)
-        embeddings[track_index(request.task.prompted)] = request.words
-        if request.task.given is not None and request.mono is not None:
-            embeddings[track_index(request.task.given)] = self._embed_audio(request.mono, start)
-        return embeddings
-
-    def _embed_audio(self, mono: torch.Tensor, start: int) -> torch.Tensor:
-        """Embedding ``[D]`` of the given track around the middle of the crop that begins at frame ``start``."""
-        spec, embedder = self.codec.spec, self.embedder.spec
-        middle = (start + self.config.crop_frames / 2) * spec.hop
-        length = round(embedder.window_s * spec.sample_rate)
-        begin = max(0, min(round(middle - length / 2), mono.shape[0] - length))
-        part = audio.fit(mono[begin : begin + length].cpu().numpy()[None], length)
-        part = audio.fit(audio.resample(part, spec.sample_rate, embedder.sample_rate), embedder.window)
-        return self.embedder.embed_audio(torch.from_numpy(part).to(self.device))[0]
+        lane = self.engine.lane(task, signal, form.frames, wishes, sampling, output)
+        self.engine.drive([lane], sampling, output.batch, advanced)
+        return [{name: np.concatenate(parts, axis=1) for name, parts in kept.items()} for kept in blocks]
 
 
-def crop_starts(frames: int, crop: int, overlap: int) -> list[int]:
-    """First frames of crops that cover ``frames``, each sharing at least ``overlap`` with the one before."""
-    starts = list(range(0, max(1, frames - crop + 1), crop - overlap))
-    return starts if starts[-1] + crop >= frames else [*starts, frames - crop]
+def _kind(given: AudioLike) -> Callable[[audio.Wave], Any]:
+    """Brings a wave ``[channels, T]`` into the kind of what was given."""
+    if isinstance(given, Path | str):
+        return lambda wave: wave
+    flat = given.ndim == 1
+
+    def brought(wave: audio.Wave) -> Any:
+        wave = audio.to_channels(wave, 1)[0] if flat else wave
+        return torch.from_numpy(wave).to(given.device) if isinstance(given, torch.Tensor) else wave
+
+    return brought
 
 
-def _check(wave: audio.Wave, channels: int) -> None:
-    if wave.ndim != 2 or wave.shape[0] != channels or not np.issubdtype(wave.dtype, np.floating):
-        raise AudioError(f"audio must be floating-point [{channels}, T], got {wave.dtype} {list(wave.shape)}")
-    if not wave.shape[1]:
-        raise AudioError("the audio has 0 samples", "empty")
-    if not np.isfinite(wave).all():
-        raise AudioError("the audio holds NaN or infinite samples; repair the file first", "not_finite")
-
-
-def _gain(wave: audio.Wave) -> float:
-    """Factor that brings a wave into the codec's range; 1 for one that is in it."""
-    return 1.0 / max(1.0, float(np.abs(wave).max()))
+def _converted(wave: audio.Wave, form: Form, wanted: Form) -> audio.Wave:
+    parts: list[audio.Wave] = []
+    track = Track(parts.append, form, wanted)
+    track.push(wave)
+    track.finish()
+    return np.concatenate(parts, axis=1)

@@ -1,41 +1,51 @@
-"""Encoding and decoding signals of any length in bounded memory."""
+"""Encoding and decoding signals of any length in bounded memory, at once or as they come."""
 
 import torch
 
 from mgeldm.codec.base import Codec
+from mgeldm.piecewise import Piecewise
 
 CHUNK_FRAMES = 128
 
 
+def encoding(codec: Codec) -> Piecewise:
+    """Takes blocks of a signal ``[channels, n]``, gives latents ``[C, frames]``; beyond the ends is silence."""
+    spec = codec.spec
+    return Piecewise(
+        lambda wave: codec.encode(wave[None])[0],
+        unit_in=spec.hop,
+        unit_out=1,
+        context=spec.context // spec.hop,
+        chunk=CHUNK_FRAMES,
+        in_silence=True,
+    )
+
+
+def decoding(codec: Codec) -> Piecewise:
+    """Takes latents ``[C, n]``, gives waves ``[channels, frames * hop]``."""
+    spec = codec.spec
+    return Piecewise(
+        lambda latents: codec.decode(latents[None])[0],
+        unit_in=1,
+        unit_out=spec.hop,
+        context=spec.decode_context // spec.hop,
+        chunk=CHUNK_FRAMES,
+    )
+
+
 @torch.inference_mode()
 def encode_long(codec: Codec, wave: torch.Tensor) -> torch.Tensor:
-    """Whole signal ``[channels, T]`` -> latents ``[C, ceil(T / hop)]``, chunk by chunk with the codec's context.
+    """Whole signal ``[channels, T]``, T > 0 -> latents ``[C, ceil(T / hop)]``, chunk by chunk with the codec's context.
 
     Beyond the ends the codec hears silence.
     """
-    spec = codec.spec
-    hop, context = spec.hop, spec.context // spec.hop
-    frames = max(1, -(-wave.shape[-1] // hop))
-    padded = torch.nn.functional.pad(wave, (spec.context, spec.context + frames * hop - wave.shape[-1]))
-    parts = []
-    for begin in range(0, frames, CHUNK_FRAMES):
-        count = min(CHUNK_FRAMES, frames - begin)
-        chunk = padded[:, begin * hop : (begin + count + 2 * context) * hop]
-        parts.append(codec.encode(chunk[None])[0, :, context : context + count])
-    return torch.cat(parts, dim=-1)
+    return _whole(encoding(codec), wave)
 
 
 @torch.inference_mode()
 def decode_long(codec: Codec, latents: torch.Tensor) -> torch.Tensor:
-    """Latents ``[C, L]`` -> ``[channels, L * hop]``, chunk by chunk with context on both sides."""
-    hop, context = codec.spec.hop, codec.spec.decode_context // codec.spec.hop
-    parts = []
-    for begin in range(0, latents.shape[-1], CHUNK_FRAMES):
-        end = min(begin + CHUNK_FRAMES, latents.shape[-1])
-        low, high = max(0, begin - context), min(latents.shape[-1], end + context)
-        wave = codec.decode(latents[None, :, low:high])[0]
-        parts.append(wave[:, (begin - low) * hop : (end - low) * hop])
-    return torch.cat(parts, dim=-1)
+    """Latents ``[C, L]``, L > 0 -> ``[channels, L * hop]``, chunk by chunk with context on both sides."""
+    return _whole(decoding(codec), latents)
 
 
 @torch.inference_mode()
@@ -46,3 +56,7 @@ def silence_latent(codec: Codec) -> torch.Tensor:
     device = next(codec.parameters()).device if isinstance(codec, torch.nn.Module) else torch.device("cpu")
     latents = codec.encode(torch.zeros(1, spec.channels, frames * spec.hop, device=device))
     return latents[0, :, frames // 2].float().cpu()
+
+
+def _whole(pieces: Piecewise, signal: torch.Tensor) -> torch.Tensor:
+    return torch.cat([*pieces.push(signal), *pieces.finish()], dim=-1)

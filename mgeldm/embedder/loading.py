@@ -21,11 +21,15 @@ def load_embedder(name: str = DEFAULT_EMBEDDER) -> DualEncoder | ClapEmbedder:
     Raises:
         CheckpointError: there is no such embedder, or it is damaged or of another make.
     """
-    if name == DEFAULT_EMBEDDER:
-        folder = _SHIPPED
-    else:
-        folder = find_folder(name, "embedder", clap.SMALL_FILES, clap.WEIGHTS_PATTERNS)
+    folder = embedder_folder(name)
     return _load(folder.absolute(), stamp(folder))
+
+
+def embedder_folder(name: str) -> Path:
+    """The folder that ``name`` stands for. Raises CheckpointError for a hub id that cannot be fetched."""
+    if name == DEFAULT_EMBEDDER:
+        return _SHIPPED
+    return find_folder(name, "embedder", clap.SMALL_FILES, clap.WEIGHTS_PATTERNS)
 
 
 @lru_cache(maxsize=2)

@@ -1,6 +1,7 @@
 """The tasks: what goes in and comes out, at any length, against models whose answer is known."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,15 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from manifests.errors import AudioError, CheckpointError, ConfigError, PromptError
-from mgeldm import MGELDM
+from mgeldm import MGELDM, audio
 from mgeldm.audio import Wave
 from mgeldm.checkpoint import CheckpointConfig, save_checkpoint
 from mgeldm.codec import CodecSpec
 from mgeldm.embedder import DualConfig, DualEncoder, EmbedderSpec
-from mgeldm.joint import crop_starts
+from mgeldm.engine import Wish, crop_starts
 from mgeldm.model import JointConfig, JointTransformer
+from mgeldm.outputs import OutputConfig, Track
 from mgeldm.sampling import SamplingConfig, VelocityModel
-from mgeldm.tasks import TASKS, track_index
+from mgeldm.signals import Rolling
+from mgeldm.tasks import EXTRACT, TASKS, track_index
 from tests.support.models import WORDS, write_codec, write_embedder
 
 RATE, HOP, CROP = 1000, 4, 8
@@ -205,6 +208,144 @@ class TestConditions:
         np.testing.assert_allclose(made.embedder.heard[0], np.pad(mix[0], (0, 13)), atol=1e-7)
 
 
+class TestKinds:
+    """Arrays, tensors and paths, at any rate: what goes in comes out in kind."""
+
+    NET = Proportional((1.0, 0.75, 0.25))
+
+    def test_flat_arrays_and_tensors(self) -> None:
+        mix = wave(50)
+        flat = model(self.NET).extract(mix[0], "bass", FEW)["source"]
+        np.testing.assert_allclose(flat, 0.25 * mix[0], atol=1e-5)
+        tensor = model(self.NET).extract(torch.from_numpy(mix), "bass", FEW)["source"]
+        assert isinstance(tensor, torch.Tensor)
+        np.testing.assert_allclose(tensor, 0.25 * mix, atol=1e-5)
+        (source,) = model(self.NET).impute(torch.from_numpy(mix)[0].double(), "bass", FEW)
+        assert (source.shape, source.dtype) == ((50,), torch.float32)
+        assert model(self.NET).accompany(mix[0], "bass", FEW).shape == (50,)
+
+    def test_a_path(self, tmp_path: Path) -> None:
+        mix = 0.3 * np.sin(np.arange(8000, dtype=np.float32) / 300)[None].repeat(2, axis=0)
+        audio.save(tmp_path / "mix.wav", mix, 8000)
+        for given_path in (tmp_path / "mix.wav", str(tmp_path / "mix.wav")):
+            source = model(self.NET).extract(given_path, "bass", FEW)["source"]
+            np.testing.assert_allclose(source, 0.25 * audio.resample(mix[:1], 8000, RATE), atol=1e-5)
+
+    @pytest.mark.parametrize("name", ["extract", "impute", "accompany"])
+    def test_rate_and_channels_of_the_input(self, name: str) -> None:
+        """A slow wave at five times the codec's rate comes back at its rate, length and channels."""
+        slow = (0.3 * np.sin(np.arange(5003) / 200))[None].repeat(2, axis=0).astype(np.float32)
+        made = model(Proportional((1.0, 0.5, 0.5)))
+        call = {
+            "extract": lambda **k: made.extract(slow, "bass", FEW, **k)["source"],
+            "impute": lambda **k: made.impute(slow, ["bass"], FEW, **k)[0],
+            "accompany": lambda **k: made.accompany(slow, "bass", FEW, **k),
+        }[name]
+        assert call(rate=5000).shape == (1, 1001)
+        assert call(rate=5000, output_channels="input").shape == (2, 1001)
+        back = call(rate=5000, output_rate="input", output_channels="input")
+        assert back.shape == (2, 5003)
+        np.testing.assert_allclose(back[:, 200:-200], 0.5 * slow[:, 200:-200], atol=2e-3)
+
+    def test_a_list_of_prompts_is_one_prompt_after_the_other(self) -> None:
+        mix, prompts = wave(129), ["bass", "drums", "bass"]
+        for batch in (1, 2, 5):
+            found = model().extract(mix, prompts, FEW, batch=batch)
+            for prompt, tracks in zip(prompts, found, strict=True):
+                alone = model().extract(mix, prompt, FEW)
+                for name, expected in alone.items():
+                    np.testing.assert_allclose(tracks[name], expected, atol=1e-5)
+
+    def test_refinement_is_off_by_default_and_adds_up(self) -> None:
+        mix = wave(129, peak=3.0)
+        plain = model().extract(mix, "bass", FEW)
+        assert np.abs(plain["source"] + plain["submix"] - mix).max() > 0.1
+        for options in ({"consistent": True}, {"refine": "wiener"}):
+            found = model().extract(mix, "bass", FEW, **options)  # type: ignore[call-overload]
+            np.testing.assert_allclose(found["source"] + found["submix"], mix, atol=3e-6)
+        expected = plain["source"] + (mix - plain["source"] - plain["submix"]) / 2
+        np.testing.assert_allclose(model().extract(mix, "bass", FEW, consistent=True)["source"], expected, atol=1e-5)
+
+
+class TestLength:
+    def test_short_sound_is_followed_by_the_latent_of_silence(self) -> None:
+        """Not by zeros: the silent latent of this codec is none."""
+        seen: list[torch.Tensor] = []
+
+        def network(latents: torch.Tensor, timesteps: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+            seen.append(latents[0, track_index("mix")])
+            assert timesteps[0, track_index("mix")] == 0
+            return torch.zeros_like(latents)
+
+        silence = (0.4, -0.1, 0.2, 0.0)
+        made = model(network)
+        made = MGELDM(
+            replace(made.config, silence_latent=silence),
+            made.model,
+            made.codec,
+            made.embedder,
+            made.device,
+        )
+        mix = wave(2 * HOP)
+        assert made.extract(mix, "bass", FEW)["source"].shape == mix.shape
+        mean, std = (torch.tensor(values)[:, None] for values in (MEAN, STD))
+        heard = seen[0] * std + mean
+        np.testing.assert_allclose(heard[:, :2].T.reshape(1, -1), mix, atol=1e-6)
+        np.testing.assert_allclose(heard[:, 2:], np.repeat(np.array(silence)[:, None], CROP - 2, axis=1), atol=1e-6)
+
+    @pytest.mark.parametrize("length", [2_000, 20_000])
+    def test_no_more_is_kept_of_long_sound_than_a_few_crops(self, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        kept: dict[int, int] = {}
+        cut = Rolling.cut
+
+        def spied(self: Rolling, begin: int, end: int) -> torch.Tensor:
+            found = cut(self, begin, end)
+            kept[id(self)] = max(kept.get(id(self), 0), self._parts[0].shape[-1])
+            return found
+
+        monkeypatch.setattr(Rolling, "cut", spied)
+        monkeypatch.setattr(audio, "BLOCK_SAMPLES", 64)
+        monkeypatch.setattr("mgeldm.codec.long.CHUNK_FRAMES", 16)
+        mix = wave(length)
+        found = model(Proportional((1.0, 0.75, 0.25))).extract(mix, "bass", SamplingConfig(steps=1), consistent=True)
+        np.testing.assert_allclose(found["source"], 0.25 * mix, atol=1e-5)
+        assert len(kept) == 2
+        assert max(kept.values()) < 1_800, "refinement works on pieces of 256 spectra and lags; nothing grows"
+
+    def test_sounds_of_different_lengths_go_side_by_side(self) -> None:
+        """Sampled together, each is what it is alone."""
+        made, sizes = model(), []
+        network = made.engine.network
+
+        def spied(latents: torch.Tensor, timesteps: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+            sizes.append(latents.shape[0])
+            return network(latents, timesteps, embeddings)
+
+        made.engine.network = spied
+        mixes = [wave(length) for length in (129, 20, 70)]
+        found: list[list[Wave]] = [[] for _ in mixes]
+        lanes = []
+        for mix, parts in zip(mixes, found, strict=True):
+            signal = made.open(mix)
+            tracks = {
+                "source": Track(parts.append, signal.form, signal.form),
+                "submix": Track(ignored, *2 * [signal.form]),
+            }
+            wish = Wish(prompt="bass", words=made.embed_prompt("bass"), tracks=tracks)
+            lanes.append(made.engine.lane(EXTRACT, signal, mix.shape[1], [wish], FEW, OutputConfig()))
+        told: list[int] = []
+        made.engine.drive(lanes, FEW, batch=2, advanced=told.append)
+        for mix, parts in zip(mixes, found, strict=True):
+            alone = model().extract(mix, "bass", FEW)["source"]
+            np.testing.assert_allclose(np.concatenate(parts, axis=1), alone, atol=1e-5)
+        assert max(sizes) == 2 * 2, "two examples, with and without their words"
+        assert sum(told) == FEW.evaluations * sum(len(made.engine.starts(mix.shape[1])) for mix in mixes)
+
+
+def ignored(block: Wave) -> None:
+    assert np.isfinite(block).all()
+
+
 class TestSeeds:
     @pytest.mark.parametrize("name", list(CALLS))
     @pytest.mark.parametrize("length", [5, 32, 71])
@@ -269,10 +410,11 @@ class TestBadInput:
         ("bad", "words"),
         [
             (np.zeros((1, 0), np.float32), "0 samples"),
-            (np.zeros(20, np.float32), r"\[1, T\], got float32 \[20\]"),
-            (np.zeros((2, 20), np.float32), r"\[1, T\], got float32 \[2, 20\]"),
-            (np.zeros((1, 1, 20), np.float32), "got float32"),
+            (np.zeros((100, 2), np.float32), r"100 channels; .* transpose"),
+            (np.zeros((0, 20), np.float32), r"0 channels"),
+            (np.zeros((1, 1, 20), np.float32), r"got float32 \[1, 1, 20\]"),
             (np.zeros((1, 20), np.int16), "got int16"),
+            (torch.zeros(1, 20, dtype=torch.int16), "got torch.int16"),
             (np.array([[0.1, np.nan, 0.2]], np.float32), "NaN or infinite"),
             (np.array([[0.1, np.inf, 0.2]], np.float32), "NaN or infinite"),
         ],
