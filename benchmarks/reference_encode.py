@@ -22,6 +22,7 @@ from mgeldm import audio
 from mgeldm.codec import load_codec
 from mgeldm.codec.autoencoder import AutoencoderCodec
 from mgeldm.embedder import load_embedder
+from mgeldm.resampling import KAISER_BEST
 
 SHIPPED = Path(audio.__file__).parent / "codec" / "oobleck-16k-mono"
 
@@ -81,20 +82,18 @@ def _sum(song: Song, stems: frozenset[str], rate: int) -> torch.Tensor:
     for stem in song.stems:
         if stem.stem_id in stems:
             wave = torch.from_numpy(audio.read(Path(song.root) / stem.path, stem.stream)).mean(0, keepdim=True)
-            # As good as what encode uses, so that the latents can be compared.
-            resampler = Resample(
-                stem.sample_rate or rate,
-                rate,
-                lowpass_filter_width=64,
-                rolloff=0.9475937167399596,
-                resampling_method="sinc_interp_kaiser",
-                beta=14.769656459379492,
-            )
-            wave = resampler(wave)
+            wave = _resampled(wave, stem.sample_rate or rate, rate)
             longest = max(total.shape[-1], wave.shape[-1])
             total = torch.nn.functional.pad(total, (0, longest - total.shape[-1]))
             total = total + torch.nn.functional.pad(wave, (0, longest - wave.shape[-1]))
     return total
+
+
+def _resampled(wave: torch.Tensor, rate: int, target: int) -> torch.Tensor:
+    """By the filter that encode uses on this device, made anew, so that the latents can be compared."""
+    if torch.cuda.is_available():
+        return Resample(rate, target, **KAISER_BEST)(wave)
+    return torch.from_numpy(audio.resample(wave.numpy(), rate, target))
 
 
 if __name__ == "__main__":
