@@ -17,8 +17,8 @@ import tempfile
 import time
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -93,10 +93,12 @@ def schedule(seed: int, count: int) -> list[Strike]:
     return [Strike(kind, rng.random()) for kind in kinds[:count]]
 
 
-def drill(folder: Path, strikes: Sequence[Strike], say: Say = print) -> Outcome:
-    """Strike one run after the other below ``folder``; each line that is said is one strike."""
-    with ExitStack() as stack:
-        scene = stack.enter_context(_scene(folder))
+def drill(folder: Path, strikes: Sequence[Strike], say: Say = print, songs: Mapping[str, int] = SONGS) -> Outcome:
+    """Strike one run after the other below ``folder``; each line that is said is one strike.
+
+    Each of ``songs`` (subset -> number) is a unit.
+    """
+    with _scene(folder, songs) as scene:
         _Drill(scene, strikes, say).run()
         return scene.outcome
 
@@ -328,7 +330,7 @@ class Scene:
 
 
 @contextmanager
-def _scene(folder: Path) -> Iterator[Scene]:
+def _scene(folder: Path, songs: Mapping[str, int]) -> Iterator[Scene]:
     from pipelines.runner import RunnerConfig
     from pipelines.scan import scan
     from pipelines.split import SplitConfig, split
@@ -338,13 +340,13 @@ def _scene(folder: Path) -> Iterator[Scene]:
     for name in ("tmp", "logs", "disk"):
         (folder / name).mkdir(parents=True)
     _ray_folder(folder).mkdir(mode=0o700)
-    corpus = write_slakh(folder / "slakh", SONGS, instruments=("Drums", "Bass", "Piano"))
-    songs, splits = folder / "songs.parquet", folder / "splits.parquet"
-    scan([("slakh2100", corpus)], songs, runner=RunnerConfig(runner="local"))
-    split(songs, splits, config=SplitConfig(window_s=1.024, hop_s=0.4, min_song_s=1.0, splits_per_window=2))
+    corpus = write_slakh(folder / "slakh", songs, instruments=("Drums", "Bass", "Piano"))
+    manifest, splits = folder / "songs.parquet", folder / "splits.parquet"
+    scan([("slakh2100", corpus)], manifest, runner=RunnerConfig(runner="local"))
+    split(manifest, splits, config=SplitConfig(window_s=1.024, hop_s=0.4, min_song_s=1.0, splits_per_window=2))
     models = ["--codec", str(write_codec(folder / "codec")), "--embedder", str(write_embedder(folder / "embedder"))]
     sizes = ["--embed_hop_s", "0.2", "--windows_per_shard", "4", "--device", "cpu"]
-    command = ["encode", str(splits), "--songs", str(songs), *models, *sizes]
+    command = ["encode", str(splits), "--songs", str(manifest), *models, *sizes]
     whole = Folder(folder / "whole")
     run = Run([*command, "--runner", "local", "--out", whole.out], folder, 0)
     begin = time.monotonic()
