@@ -83,6 +83,13 @@ def test_a_part_of_a_shard_has_the_moments_of_that_part(one: Path, tmp_path: Pat
     check(tmp_path / "again")
 
 
+def test_a_set_and_a_selection_of_it_are_the_set(one: Path, tmp_path: Path) -> None:
+    select(one, "key = 'toy-0002'", tmp_path / "part")
+    for number, sources in enumerate(([one, tmp_path / "part"], [tmp_path / "part", one])):
+        assert merge(sources, tmp_path / str(number)).samples == 5
+        check(tmp_path / str(number))
+
+
 def test_a_window_that_stands_twice_is_taken_once_if_its_bytes_are_equal(one: Path, tmp_path: Path) -> None:
     same = write_sealed(tmp_path / "same", {"d-000000000000": [sealed_sample(1), sealed_sample(9)]})
     assert merge([one, same], tmp_path / "both").samples == 6
