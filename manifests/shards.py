@@ -308,7 +308,7 @@ class ShardReader:
         self.card = read_card(data)
         self.rows = read_index(data)
         self._by_key = {row.key: row for row in self.rows}
-        self._stores = {root: open_store(root or data) for root in {row.root for row in self.rows}}
+        self._stores: dict[str, Store] = {}
         self._maps: dict[tuple[str, str], mmap.mmap] = {}
 
     def __len__(self) -> int:
@@ -326,11 +326,11 @@ class ShardReader:
 
     def read(self, row: IndexRow) -> Sample:
         """The sample at an index row. Raises ShardError when the shard is missing or damaged there, or StoreError."""
-        return read_sample(self.raw(row), row, self._stores[row.root].location(shard_name(row)))
+        return read_sample(self.raw(row), row, self._store(row).location(shard_name(row)))
 
     def raw(self, row: IndexRow) -> memoryview:
         """The sample's bytes in the tar, as the checksum of the index covers them. Raises as `read`."""
-        store, name = self._stores[row.root], shard_name(row)
+        store, name = self._store(row), shard_name(row)
         if is_remote(store.root):
             try:
                 return memoryview(store.read_range(name, row.offset, row.size))
@@ -339,6 +339,11 @@ class ShardReader:
         if (row.root, row.shard) not in self._maps:
             self._maps[row.root, row.shard] = map_shard(store, name)
         return sample_bytes(self._maps[row.root, row.shard], row)
+
+    def _store(self, row: IndexRow) -> Store:
+        if row.root not in self._stores:
+            self._stores[row.root] = open_store(row.root or self.data)
+        return self._stores[row.root]
 
 
 def shard_name(row: IndexRow) -> str:
