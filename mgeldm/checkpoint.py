@@ -13,6 +13,9 @@ from safetensors.torch import save as to_bytes
 from manifests.atomic import canonical_json, write_bytes, write_json
 from manifests.errors import CheckpointError
 from manifests.shards import DatasetCard
+from mgeldm.codec.base import Codec
+from mgeldm.diffusion.schedule import PROCESSES, Objective
+from mgeldm.embedder.base import Embedder
 from mgeldm.model import JointConfig, JointTransformer
 
 CHECKPOINT_VERSION = "1"
@@ -26,7 +29,7 @@ class CheckpointConfig:
 
     model: JointConfig
     codec: dict[str, Any]
-    """Identity and spec of the codec whose latents the model was trained on."""
+    """Identity and spec of the codec whose latents the model was trained on; see `check_identity`."""
     embedder: dict[str, Any]
     """Identity and spec of the embedder it was conditioned with."""
     prompt_template: str
@@ -36,14 +39,25 @@ class CheckpointConfig:
     latent_mean: tuple[float, ...]
     """Per channel; the network sees ``(latents - mean) / std``."""
     latent_std: tuple[float, ...]
-    silence_latent: tuple[float, ...]
-    """The codec's answer to digital silence, per channel."""
+    silence_latent: tuple[float, ...] | None
+    """The codec's answer to digital silence, per channel; None where the codec was not known."""
+    objective: Objective = "v"
+    """What the network predicts."""
     training: dict[str, Any] = field(default_factory=dict)
     """Steps, data sets and recipe."""
 
+    def __post_init__(self) -> None:
+        if self.objective not in PROCESSES:
+            raise ValueError(f"objective {self.objective!r} is none of {', '.join(PROCESSES)}")
+
     @classmethod
     def of(
-        cls, card: DatasetCard, model: JointConfig, crop_frames: int, training: dict[str, Any]
+        cls,
+        card: DatasetCard,
+        model: JointConfig,
+        objective: Objective,
+        crop_frames: int,
+        training: dict[str, Any],
     ) -> "CheckpointConfig":
         """The configuration of a model trained on the data set of ``card``."""
         return cls(
@@ -55,6 +69,7 @@ class CheckpointConfig:
             latent_mean=card.latent_mean,
             latent_std=card.latent_std,
             silence_latent=card.silence_latent,
+            objective=objective,
             training=training,
         )
 
@@ -102,7 +117,9 @@ def load_checkpoint(folder: Path) -> tuple[CheckpointConfig, JointTransformer]:
 
 
 def _config(raw: dict[str, Any]) -> CheckpointConfig:
-    vectors: dict[str, Any] = {name: tuple(raw[name]) for name in ("latent_mean", "latent_std", "silence_latent")}
+    vectors: dict[str, Any] = {name: tuple(raw[name]) for name in ("latent_mean", "latent_std")}
+    silence = raw["silence_latent"]
+    vectors["silence_latent"] = None if silence is None else tuple(silence)
     return CheckpointConfig(**{**raw, **vectors, "model": JointConfig(**raw["model"])})
 
 
@@ -120,11 +137,34 @@ def _line(error: Exception) -> str:
     return text if len(text) <= 300 else f"{text[:300]} ..."
 
 
-def check_identity(config: CheckpointConfig, kind: str, identity: str, name: str) -> None:
-    """Refuse a codec or embedder other than the one the model was trained with. Raises CheckpointError."""
-    expected = {"codec": config.codec, "embedder": config.embedder}[kind]["identity"]
-    if identity != expected:
+def check_identity(config: CheckpointConfig, kind: str, part: Codec | Embedder, name: str) -> None:
+    """Refuse a codec or embedder, called ``name``, other than the one the model was trained with.
+
+    Weights that were converted may not tell which one that was: their identity is None. Then any will do that has what
+    stands in the spec.
+
+    Raises:
+        CheckpointError: it is another one.
+    """
+    expected = {"codec": config.codec, "embedder": config.embedder}[kind]
+    if expected["identity"] is None:
+        wanted, found = expected["spec"], asdict(part.spec)
+        if any(found.get(key) != value for key, value in wanted.items()):
+            known = ", ".join(f"{key} {value}" for key, value in wanted.items())
+            has = ", ".join(f"{key} {found.get(key)}" for key in wanted)
+            made_for = f" ({expected['name']})" if expected.get("name") else ""
+            raise CheckpointError(
+                f"the model's {kind} has {known}{made_for}, but {kind} {name!r} has {has}; give the right one with "
+                f"--{kind} FOLDER"
+            )
+    elif part.identity != expected["identity"]:
         raise CheckpointError(
-            f"the model was trained with {kind} {expected[:12]}, but {kind} {name!r} is {identity[:12]}; "
-            f"give the right one with --{kind} FOLDER"
+            f"the model was trained with {kind} {expected['identity'][:12]}, but {kind} {name!r} is "
+            f"{part.identity[:12]}; give the right one with --{kind} FOLDER"
         )
+
+
+def part_of(folder: Path, kind: str, name: str) -> str:
+    """The codec or embedder that ``name`` means: "default" is the one inside the checkpoint folder, if it has one."""
+    own = folder / kind
+    return str(own) if name == "default" and own.is_dir() else name

@@ -360,7 +360,8 @@ def _train_embedder(arguments: Sequence[str]) -> int:
 def _task(name: str) -> Command:
     def run(arguments: Sequence[str]) -> int:
         from mgeldm.files import run_on_files
-        from mgeldm.joint import MGELDM, SamplingConfig
+        from mgeldm.joint import MGELDM
+        from mgeldm.sampling import SamplingConfig
 
         parser = _parser(name, f'mgeldm {name} song.wav --prompt "drums" --model RUN/checkpoint --out DIR')
         parser.add_argument("audio", type=Path, nargs="+", help="audio files of any rate and format")
@@ -377,7 +378,8 @@ def _task(name: str) -> Command:
 
 def _generate(arguments: Sequence[str]) -> int:
     from mgeldm.files import generate_files
-    from mgeldm.joint import MGELDM, SamplingConfig
+    from mgeldm.joint import MGELDM
+    from mgeldm.sampling import SamplingConfig
 
     parser = _parser(
         "generate", 'mgeldm generate --prompt "drums and bass" --seconds 20 --model RUN/checkpoint --out DIR'
@@ -412,6 +414,18 @@ def _show_files(results: dict[str, Any], out: Path, as_json: bool) -> None:
             print(out / file)
     for failure in results["failures"]:
         print(f"failed: {failure['message']}")
+
+
+def _convert(arguments: Sequence[str]) -> int:
+    from mgeldm.convert import convert
+
+    parser = _parser("convert", "mgeldm convert unwrapped_DiT.ckpt --out CHECKPOINT")
+    parser.add_argument("file", type=Path, help="the authors' unwrapped_DiT.ckpt, or an autoencoder's checkpoint")
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint or codec folder to write")
+    parser.add_function_arguments(convert, skip={"file", "out"})
+    parsed = _parsed(parser, arguments)
+    _show(convert(**{key: value for key, value in parsed.items() if key != "json"}), parsed.json)
+    return OK
 
 
 def _report(arguments: Sequence[str]) -> int:
@@ -451,6 +465,7 @@ COMMANDS: dict[str, tuple[str, Command]] = {
     "impute": ("A named source that fits into submixes", _task("impute")),
     "accompany": ("A submix that goes with sources", _task("accompany")),
     "generate": ("A mix from words", _generate),
+    "convert": ("The paper's weights, or a stable-audio-tools autoencoder, to a folder of ours", _convert),
     "report": ("One HTML page about a manifest, a run or results", _report),
     "train-codec": ("Train an Oobleck VAE on the songs of a manifest", _train_codec),
     "train-embedder": ("Train a text/audio embedder on the songs of a manifest", _train_embedder),

@@ -19,8 +19,9 @@ from manifests.errors import ConfigError
 from manifests.songs import Song, read_songs
 from mgeldm import audio
 from mgeldm.files import RESULTS_FILE, FileResult, FileResults, generate_files, run_on_files, slug
-from mgeldm.joint import MGELDM, SamplingConfig
+from mgeldm.joint import MGELDM
 from mgeldm.metrics import log_mel_l1
+from mgeldm.sampling import SamplingConfig
 from pipelines.encode import encode
 from pipelines.encode_config import EncodeConfig
 from pipelines.report import report

@@ -13,8 +13,9 @@ from typing import Any
 from manifests.atomic import write_json
 from manifests.errors import AudioError
 from mgeldm import audio
-from mgeldm.joint import MGELDM, SamplingConfig
+from mgeldm.joint import MGELDM
 from mgeldm.progress import progress
+from mgeldm.sampling import SamplingConfig
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +31,9 @@ class FileResult:
     input: str | None
     given: dict[str, str]
     outputs: dict[str, str]
+    sampler: str
     steps: int
-    guidance: float
+    guidance: float | tuple[float, ...]
     seed: int
     seconds: float
     """Time it took."""
@@ -71,7 +73,7 @@ def run_on_files(
     done: list[FileResult] = []
     failures: list[dict[str, str]] = []
     names = output_names(inputs)
-    with progress(len(inputs) * len(prompts) * sampling.steps, task, "evaluations") as bar:
+    with progress(len(inputs) * len(prompts) * sampling.evaluations, task, "evaluations") as bar:
         for path in inputs:
             try:
                 wave = audio.load(path, model.rate, model.codec.spec.channels)
@@ -91,10 +93,10 @@ def generate_files(
     done = []
     for prompt in prompts:
         model.embed_prompt(prompt)
-    with progress(len(prompts) * sampling.steps, "generate", "evaluations") as bar:
+    with progress(len(prompts) * sampling.evaluations, "generate", "evaluations") as bar:
         for prompt, words in zip(prompts, prompt_names(prompts), strict=True):
             begin = time.monotonic()
-            wave = model.generate(prompt, seconds, sampling, _Advance(bar, sampling.steps))
+            wave = model.generate(prompt, seconds, sampling, _Advance(bar, sampling.evaluations))
             file = f"generate-{words}-seed{sampling.seed}.wav"
             audio.save(out / file, wave, model.rate)
             done.append(_result("generate", prompt, None, {}, {"mix": file}, sampling, begin))
@@ -165,7 +167,7 @@ def _run_on_file(
     done = []
     for number, (prompt, words) in enumerate(zip(prompts, prompt_names(prompts), strict=True)):
         begin = time.monotonic()
-        advance = _Advance(bar, sampling.steps)
+        advance = _Advance(bar, sampling.evaluations)
         if task == "extract":
             tracks = model.extract(wave, prompt, sampling, advance)
         elif task == "impute":
@@ -198,6 +200,7 @@ def _result(
         input=path,
         given=given,
         outputs=outputs,
+        sampler=sampling.sampler,
         steps=sampling.steps,
         guidance=sampling.guidance,
         seed=sampling.seed,

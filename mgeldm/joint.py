@@ -1,50 +1,27 @@
 """The joint model with its codec and embedder, ready to generate, impute, extract and accompany."""
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 import torch
 
-from manifests.errors import AudioError, ConfigError, PromptError
+from manifests.errors import AudioError, PromptError
 from manifests.shards import TRACKS
 from mgeldm import audio
-from mgeldm.checkpoint import CheckpointConfig, check_identity, load_checkpoint
+from mgeldm.checkpoint import CheckpointConfig, check_identity, load_checkpoint, part_of
 from mgeldm.codec import Codec, load_codec
-from mgeldm.codec.long import decode_long, encode_long
+from mgeldm.codec.long import decode_long, encode_long, silence_latent
 from mgeldm.devices import choose_device
 from mgeldm.embedder import Embedder, load_embedder
 from mgeldm.model import JointTransformer
-from mgeldm.sampling import noise_for, sample
+from mgeldm.sampling import Progress, SamplingConfig, noise_for, sample
 from mgeldm.tasks import ACCOMPANY, EXTRACT, GENERATE, IMPUTE, Task, track_index
 
 OVERLAP = 0.25
 """Share of the crop that the next chunk of long audio shares with the last."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingConfig:
-    """How the model is sampled."""
-
-    steps: int = 50
-    """Network evaluations along the way from noise (the paper: 250)."""
-    guidance: float = 2.0
-    """Classifier-free guidance; 1 is none."""
-    seed: int = 0
-    """Seed of the noise."""
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or self.seed < 0:
-            raise ConfigError(f"sampling steps {self.steps} must be at least 1, and seed {self.seed} at least 0")
-        if not 0 <= self.guidance < math.inf:
-            raise ConfigError(f"guidance {self.guidance} must be a number of at least 0")
-
-
-Progress = Callable[[int, int], None]
-"""Called with (network evaluations done, in all)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -99,9 +76,12 @@ class MGELDM:
         """
         config, network = load_checkpoint(Path(folder))
         target = choose_device(device)
+        codec, embedder = part_of(Path(folder), "codec", codec), part_of(Path(folder), "embedder", embedder)
         found_codec, found_embedder = load_codec(codec), load_embedder(embedder)
-        check_identity(config, "codec", found_codec.identity, codec)
-        check_identity(config, "embedder", found_embedder.identity, embedder)
+        check_identity(config, "codec", found_codec, codec)
+        check_identity(config, "embedder", found_embedder, embedder)
+        if config.silence_latent is None:
+            config = replace(config, silence_latent=tuple(silence_latent(found_codec).tolist()))
         return cls(config, network.to(target), found_codec.to(target), found_embedder.to(target), target)
 
     @property
@@ -245,8 +225,8 @@ class MGELDM:
                 mask,
                 self._conditions(request, start)[None],
                 noise.to(self.device),
-                steps=sampling.steps,
-                guidance=sampling.guidance,
+                sampling,
+                objective=self.config.objective,
                 held_frames=starts[number - 1] + crop - start if number else 0,
                 progress=told,
             )[0]

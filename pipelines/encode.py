@@ -31,6 +31,7 @@ from manifests.splits import Plan, Window, read_splits, texts
 from manifests.store import Store, open_store
 from manifests.units import Sidecar, Unit, assign_units, read_sidecars, read_units, write_failures, write_units
 from mgeldm.codec import Codec, load_codec
+from mgeldm.codec.long import silence_latent
 from mgeldm.embedder import Embedder, load_embedder
 from mgeldm.progress import progress
 from pipelines.calibrate import CALIBRATION_S, calibrate
@@ -247,22 +248,13 @@ def embed_prompts(
     return vectors
 
 
-@torch.inference_mode()
-def silence_latent(codec: Codec) -> torch.Tensor:
-    """The codec's answer to digital silence away from edges, ``[C]``."""
-    spec = codec.spec
-    frames = 2 * (spec.context // spec.hop) + 1
-    device = next(codec.parameters()).device if isinstance(codec, torch.nn.Module) else torch.device("cpu")
-    with one_core_each(device):
-        latents = codec.encode(torch.zeros(1, spec.channels, frames * spec.hop, device=device))
-    return latents[0, :, frames // 2].float().cpu()
-
-
 def _card(
     sidecars: Sequence[Sidecar], songs: Mapping[str, Song], config: EncodeConfig, codec: Codec, embedder: Embedder
 ) -> DatasetCard:
     rows = [row for sidecar in sidecars for row in sidecar.rows]
     mean, deviation = latent_moments(sidecars, codec.spec.latent_channels)
+    with one_core_each(torch.device("cpu")):
+        silence = silence_latent(codec)
     encoded = [name for sidecar in sidecars for name in sidecar.songs]
     return DatasetCard(
         version=SAMPLE_VERSION,
@@ -273,7 +265,7 @@ def _card(
         prompt_template=config.prompt_template,
         latent_mean=tuple(mean),
         latent_std=tuple(deviation),
-        silence_latent=tuple(silence_latent(codec).tolist()),
+        silence_latent=tuple(silence.tolist()),
         samples=len(rows),
         songs=len(encoded),
         hours=sum(sidecar.seconds for sidecar in sidecars) / 3600,

@@ -8,6 +8,7 @@ from typing import Any
 import yaml
 
 from manifests.errors import ConfigError
+from mgeldm.diffusion.schedule import Objective
 from mgeldm.diffusion.timesteps import TimestepPatterns
 from mgeldm.model.config import PRESETS, JointConfig
 from training.stream import StreamConfig
@@ -24,6 +25,8 @@ class TrainConfig:
     """Size of the network: tiny, small, base or paper."""
     steps: int = 1000
     """Optimiser steps in all."""
+    objective: Objective = "v"
+    """What the network predicts: "v" (the paper) or "rf", rectified flow."""
     learning_rate: float = 1e-3
     """Peak of AdamW's learning rate (paper: 5e-5)."""
     betas: tuple[float, float] = (0.9, 0.999)

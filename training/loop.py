@@ -21,7 +21,7 @@ from manifests.shards import TRACKS
 from mgeldm.checkpoint import CheckpointConfig, save_checkpoint
 from mgeldm.devices import choose_device
 from mgeldm.diffusion.objective import track_losses, v_loss
-from mgeldm.diffusion.schedule import corrupt, v_target
+from mgeldm.diffusion.schedule import PROCESSES
 from mgeldm.model import JointTransformer
 from mgeldm.progress import progress
 from training.config import TrainConfig
@@ -165,7 +165,7 @@ class Run:
             for s, share in zip(sets, shares, strict=True)
         ]
         self.checkpoint = CheckpointConfig.of(
-            card, model, config.stream.crop_frames, {"recipe": asdict(config), "data": used}
+            card, model, config.objective, config.stream.crop_frames, {"recipe": asdict(config), "data": used}
         )
         self.identity = _identity(config, sets, shares)
 
@@ -180,8 +180,9 @@ class Run:
         tau = self.config.patterns.sample(latents.shape[0], rng).to(self.device)
         noise = torch.from_numpy(rng.standard_normal(latents.shape, dtype=np.float32)).to(self.device)
         self.network.train()
-        v = self.network(corrupt(latents, noise, tau), tau, embeddings)
-        target = v_target(latents, noise, tau)
+        process = PROCESSES[self.config.objective]
+        v = self.network(process.corrupt(latents, noise, tau), tau, embeddings)
+        target = process.target(latents, noise, tau)
         loss = v_loss(v, target, tau)
         self.optimizer.zero_grad()
         loss.backward()

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from manifests.errors import ConfigError, ShardError
 from manifests.shards import TRACKS, DatasetCard, IndexRow, Sample, ShardReader, read_prompts
+from mgeldm.diffusion.conditions import training_conditions
 from training.ahead import load_ahead
 from training.randomness import Purpose, generator
 
@@ -96,11 +97,9 @@ class ShardSet:
         chosen = int(rng.integers(len(sample.meta["splits"])))
         latents, audio = sample.tracks(chosen)
         start = int(rng.integers(latents.shape[-1] - config.crop_frames + 1))
-        embeddings = audio[:, self.embedding_hop(start, config.crop_frames, audio.shape[1])].astype(np.float32)
-        share = np.float32(rng.uniform())
+        heard = audio[:, self.embedding_hop(start, config.crop_frames, audio.shape[1])]
         text = self._prompt(sample, sample.meta["splits"][chosen]["source_text"])
-        embeddings[_SOURCE] = share * text + (1 - share) * embeddings[_SOURCE]
-        embeddings[rng.uniform(size=len(TRACKS)) < config.condition_dropout] = 0.0
+        embeddings = training_conditions(heard, text, _SOURCE, config.condition_dropout, rng)
         return latents[..., start : start + config.crop_frames].astype(np.float32), embeddings
 
     def embedding_hop(self, start: int, frames: int, hops: int) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from mgeldm.diffusion.objective import v_loss
-from mgeldm.diffusion.schedule import corrupt, v_target
+from mgeldm.diffusion.schedule import PROCESSES
 from mgeldm.diffusion.timesteps import TimestepPatterns
 from training.config import TrainConfig
 from training.randomness import Purpose, generator
@@ -46,7 +46,7 @@ class Validation:
         latents, embeddings = zip(*examples, strict=True)
         self._latents = normalise(np.stack(latents))
         self._embeddings = torch.from_numpy(np.stack(embeddings)).to(self._latents.device)
-        self._seed, self._batch = config.seed, stream.batch
+        self._seed, self._batch, self._process = config.seed, stream.batch, PROCESSES[config.objective]
 
     @classmethod
     def of(
@@ -72,10 +72,8 @@ class Validation:
             rng = generator(self._seed, Purpose.VALIDATION_NOISE, number)
             tau = patterns.sample(len(self._latents), rng).to(self._latents.device)
             noise = torch.from_numpy(rng.standard_normal(self._latents.shape, dtype=np.float32)).to(tau.device)
-            parts = zip(
-                *(whole.split(self._batch) for whole in (corrupt(self._latents, noise, tau), tau, self._embeddings)),
-                strict=True,
-            )
+            noised = self._process.corrupt(self._latents, noise, tau)
+            parts = zip(*(whole.split(self._batch) for whole in (noised, tau, self._embeddings)), strict=True)
             v = torch.cat([network(*part) for part in parts])
-            figures[f"val_loss_{name}"] = v_loss(v, v_target(self._latents, noise, tau), tau).item()
+            figures[f"val_loss_{name}"] = v_loss(v, self._process.target(self._latents, noise, tau), tau).item()
         return {"val_loss": float(np.mean(list(figures.values()))), **figures}

@@ -19,6 +19,7 @@ from mgeldm.codec.base import CodecSpec
 from mgeldm.codec.fast import replace_snakes
 from mgeldm.codec.quietly import quietly
 from mgeldm.codec.stable_audio import is_stable_audio, read_stable_audio
+from mgeldm.state_dict import misfits
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -114,7 +115,7 @@ class AutoencoderCodec(nn.Module):
                 "made of convolutions"
             )
         if state is not None:
-            if faults := _misfits(self.network.state_dict(), state):
+            if faults := misfits(self.network.state_dict(), state):
                 raise CheckpointError(f"codec weights do not fit their configuration: {faults}")
             self.network.load_state_dict({key: value.float() for key, value in state.items()})
         self.identity = identity(identity_config(config), self.network.state_dict() if state is None else state)
@@ -132,21 +133,7 @@ class AutoencoderCodec(nn.Module):
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read a codec folder, ours or one of stable-audio-tools, ready for inference. Raises CheckpointError."""
-        try:
-            if is_stable_audio(folder):
-                config, state = read_stable_audio(folder)
-            else:
-                config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-                state = load_file(folder / WEIGHTS_FILE)
-        except FileNotFoundError as error:
-            raise CheckpointError(
-                f"{error.filename or folder}: missing; a codec folder holds {CONFIG_FILE} and {WEIGHTS_FILE}, or "
-                "model_config.json and a checkpoint of stable-audio-tools"
-            ) from None
-        except CheckpointError:
-            raise
-        except (ValueError, SafetensorError, OSError) as error:
-            raise CheckpointError(f"{folder}: not a readable codec folder ({error})") from None
+        config, state = read_codec(folder)
         # The layers draw first weights that are thrown away; the caller's generator stays where it was.
         with torch.random.fork_rng(devices=[]):
             try:
@@ -186,13 +173,33 @@ class AutoencoderCodec(nn.Module):
         return torch.tanh(wave) if self.network.soft_clip else wave
 
 
+def read_codec(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Configuration and weights in a codec folder, ours or one of stable-audio-tools. Raises CheckpointError."""
+    try:
+        if is_stable_audio(folder):
+            return read_stable_audio(folder)
+        return json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")), load_file(folder / WEIGHTS_FILE)
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{error.filename or folder}: missing; a codec folder holds {CONFIG_FILE} and {WEIGHTS_FILE}, or "
+            "model_config.json and a checkpoint of stable-audio-tools"
+        ) from None
+    except CheckpointError:
+        raise
+    except (ValueError, SafetensorError, OSError) as error:
+        raise CheckpointError(f"{folder}: not a readable codec folder ({error})") from None
+
+
 def save_codec(
-    folder: Path, config: dict[str, Any], state: dict[str, torch.Tensor], dtype: torch.dtype = torch.float16
+    folder: Path, config: dict[str, Any], state: dict[str, torch.Tensor], dtype: torch.dtype | None = torch.float16
 ) -> None:
-    """Write a codec folder: the configuration, then the weights (as trained, weight norm unfolded) in ``dtype``."""
+    """Write a codec folder: the configuration, then the weights (as trained, weight norm unfolded).
+
+    Weights are written in ``dtype``, or, where it is None, each in its own, so that the codec's identity stays.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / CONFIG_FILE, config)
-    tensors = {key: value.detach().cpu().to(dtype).contiguous() for key, value in state.items()}
+    tensors = {key: value.detach().cpu().to(dtype or value.dtype).contiguous() for key, value in state.items()}
     write_bytes(folder / WEIGHTS_FILE, to_bytes(tensors))
 
 
@@ -213,24 +220,6 @@ def identity_config(config: dict[str, Any]) -> dict[str, Any]:
         "audio_channels": model["io_channels"],
         "model": model,
     }
-
-
-def _misfits(wanted: dict[str, torch.Tensor], given: dict[str, torch.Tensor]) -> str:
-    """In which way weights are not those of a network, naming the first of each kind; empty if they are."""
-    faults = {
-        "missing": sorted(wanted.keys() - given.keys()),
-        "unexpected": sorted(given.keys() - wanted.keys()),
-        "of another shape": [
-            f"{key} {list(given[key].shape)} instead of {list(wanted[key].shape)}"
-            for key in sorted(wanted.keys() & given.keys())
-            if wanted[key].shape != given[key].shape
-        ],
-    }
-    return "; ".join(
-        f"{len(names)} {kind} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
-        for kind, names in faults.items()
-        if names
-    )
 
 
 def _is_unbounded(module: nn.Module) -> bool:

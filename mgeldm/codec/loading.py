@@ -19,12 +19,16 @@ def load_codec(name: str = DEFAULT_CODEC) -> AutoencoderCodec:
     Raises:
         CheckpointError: there is no such codec, or it is damaged or of another make.
     """
-    if name == DEFAULT_CODEC:
-        folder = _SHIPPED
-    else:
-        weights = [[file] for file in stable_audio.WEIGHTS_FILES]
-        folder = find_folder(name, "codec", (stable_audio.CONFIG_FILE, CONFIG_FILE), weights)
+    folder = codec_folder(name)
     return _load(folder.absolute(), stamp(folder))
+
+
+def codec_folder(name: str) -> Path:
+    """The folder that the name of a codec stands for, as in `load_codec`. Raises CheckpointError."""
+    if name == DEFAULT_CODEC:
+        return _SHIPPED
+    weights = [[file] for file in stable_audio.WEIGHTS_FILES]
+    return find_folder(name, "codec", (stable_audio.CONFIG_FILE, CONFIG_FILE), weights)
 
 
 @lru_cache(maxsize=2)

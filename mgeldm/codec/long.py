@@ -36,3 +36,13 @@ def decode_long(codec: Codec, latents: torch.Tensor) -> torch.Tensor:
         wave = codec.decode(latents[None, :, low:high])[0]
         parts.append(wave[:, (begin - low) * hop : (end - low) * hop])
     return torch.cat(parts, dim=-1)
+
+
+@torch.inference_mode()
+def silence_latent(codec: Codec) -> torch.Tensor:
+    """The codec's answer to digital silence away from edges, ``[C]``, on the CPU."""
+    spec = codec.spec
+    frames = 2 * (spec.context // spec.hop) + 1
+    device = next(codec.parameters()).device if isinstance(codec, torch.nn.Module) else torch.device("cpu")
+    latents = codec.encode(torch.zeros(1, spec.channels, frames * spec.hop, device=device))
+    return latents[0, :, frames // 2].float().cpu()

@@ -1,13 +1,15 @@
 """Reading what stable-audio-tools writes: model configurations, and checkpoints in all their wrappings."""
 
 import json
+import math
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
 from manifests.errors import CheckpointError
 
@@ -93,19 +95,33 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         CheckpointError: the file is missing, damaged, holds more than weights, or no autoencoder, or two.
     """
-    if not path.is_file():
-        raise CheckpointError(f"{path}: missing")
     try:
-        if path.suffix == ".safetensors":
+        if path.suffix == ".safetensors" and path.is_file():
             # A diffusion model is many times its autoencoder: read only what is wanted.
             with safe_open(path, framework="pt") as file:
                 prefix = autoencoder_prefix(file.keys(), path)
                 return {key.removeprefix(prefix): file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}  # noqa: SIM118
+    except SafetensorError as error:
+        raise CheckpointError(f"{path}: not a readable checkpoint ({error})") from None
+    return autoencoder_weights(read_state(path), path)
+
+
+def read_state(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a `.safetensors` file or a pickled checkpoint, by name; mapped into memory where that can be.
+
+    No pickle beyond plain tensors is read.
+
+    Raises:
+        CheckpointError: the file is missing or damaged, or holds more than weights.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: missing")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except SafetensorError as error:
         raise CheckpointError(f"{path}: not a readable checkpoint ({error})") from None
-    except CheckpointError:
-        raise
     except Exception as error:  # pickle raises anything, for a file that is cut or no checkpoint
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise CheckpointError(
@@ -113,6 +129,11 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
             "stable-audio-tools does"
         ) from None
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
+    return {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+
+
+def autoencoder_weights(state: Mapping[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:
+    """The autoencoder's weights among those of a file, the prefix taken off. Raises CheckpointError."""
     prefix = autoencoder_prefix(state, path)
     return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
@@ -135,3 +156,52 @@ def autoencoder_prefix(keys: Iterable[str], path: Path) -> str:
     if len(found) > 1:
         raise CheckpointError(f"{path}: two autoencoders, under {found[0]!r} and {found[1]!r}; keep one of them")
     return found[0]
+
+
+def oobleck_of_weights(state: Mapping[str, torch.Tensor], sample_rate: int) -> dict[str, Any]:
+    """The configuration of an Oobleck autoencoder, read off its weights, for files that come without one.
+
+    Of its convolutions' shapes: channels, multiples, latent size, and strides, which are half of the kernels. No weight
+    tells the sample rate, nor the tanh at the end, which the released ones do without.
+
+    Raises:
+        CheckpointError: these are not the weights of an Oobleck.
+    """
+    try:
+        channels, inputs, _ = state["encoder.layers.0.weight_v"].shape
+        downs: list[torch.Size] = []
+        while (key := f"encoder.layers.{len(downs) + 1}.layers.4.weight_v") in state:
+            downs.append(state[key].shape)
+        encoded = state[f"encoder.layers.{len(downs) + 2}.weight_v"].shape[0]
+        latent = state["decoder.layers.0.weight_v"].shape[1]
+    except (KeyError, ValueError):
+        raise CheckpointError(
+            "the autoencoder's layers are not those of an Oobleck; give its configuration with --model-config"
+        ) from None
+    if not downs or encoded not in (latent, 2 * latent):
+        raise CheckpointError(
+            f"the autoencoder encodes to {encoded} channels in {len(downs)} levels and decodes from {latent}; give its "
+            "configuration with --model-config"
+        )
+    strides = [kernel // 2 for _, _, kernel in downs]
+    shared = {
+        "channels": channels,
+        "c_mults": [out // channels for out, _, _ in downs],
+        "strides": strides,
+        "use_snake": "encoder.layers.1.layers.0.layers.0.alpha" in state,
+    }
+    return {
+        "model_type": "autoencoder",
+        "sample_rate": sample_rate,
+        "model": {
+            "encoder": {"type": "oobleck", "config": {"in_channels": inputs, "latent_dim": encoded, **shared}},
+            "decoder": {
+                "type": "oobleck",
+                "config": {"out_channels": inputs, "latent_dim": latent, "final_tanh": False, **shared},
+            },
+            "bottleneck": {"type": "vae" if encoded == 2 * latent else "none"},
+            "latent_dim": latent,
+            "downsampling_ratio": math.prod(strides),
+            "io_channels": inputs,
+        },
+    }

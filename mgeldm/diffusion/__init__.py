@@ -1,18 +1,20 @@
-"""The diffusion process: schedule, per-track timesteps and training objective."""
+"""The diffusion process: how latents are noised, per-track timesteps and the training objective."""
 
+from mgeldm.diffusion.conditions import training_conditions
 from mgeldm.diffusion.objective import track_losses, v_loss
-from mgeldm.diffusion.schedule import TAU_MIN, alpha, beta, corrupt, eps_from_v, v_target, x0_from_v
-from mgeldm.diffusion.timesteps import TimestepPatterns
+from mgeldm.diffusion.schedule import PROCESSES, RECTIFIED_FLOW, TAU_MIN, Objective, Process, V
+from mgeldm.diffusion.timesteps import SubsetPatterns, TimestepPatterns
 
 __all__ = [
+    "PROCESSES",
+    "RECTIFIED_FLOW",
     "TAU_MIN",
+    "Objective",
+    "Process",
+    "SubsetPatterns",
     "TimestepPatterns",
-    "alpha",
-    "beta",
-    "corrupt",
-    "eps_from_v",
+    "V",
     "track_losses",
+    "training_conditions",
     "v_loss",
-    "v_target",
-    "x0_from_v",
 ]

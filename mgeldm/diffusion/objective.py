@@ -1,4 +1,4 @@
-"""The training objective: squared error of v over the tracks that were noised.
+"""The training objective: squared error of v, the velocity of either process, over the tracks that were noised.
 
 Letters: B batch, K tracks, C latent channels, L latent frames.
 """

@@ -90,13 +90,13 @@ PRESETS: dict[str, JointConfig] = {
 
 
 def official_config(
-    state_dict: Mapping[str, Tensor], *, heads: int, norm: Literal["group", "layer"] = "group"
+    state_dict: Mapping[str, Tensor], *, heads: int | None = None, norm: Literal["group", "layer"] = "group"
 ) -> JointConfig:
     """Read the sizes of a released network off the shapes of its weights.
 
     Args:
         state_dict: The entries below `model_dit.` of the released file, that prefix taken off.
-        heads: Attention heads, which no shape tells; 48 in the released weights.
+        heads: Attention heads, which no shape tells; as many as give each 32 channels, as in the released weights (48).
         norm: Kind of normalisation, which no shape tells either.
 
     Returns:
@@ -124,6 +124,6 @@ def official_config(
         embedding_dim=embedding_dim,
         timestep_features=features,
         depth=sum(key.endswith(".to_scale_shift_gate.2.weight") for key in state_dict),
-        heads=heads,
+        heads=max(1, width // MIN_HEAD_WIDTH) if heads is None else heads,
         norm=norm,
     )

@@ -13,8 +13,8 @@ from mgeldm import MGELDM
 from mgeldm.checkpoint import CheckpointConfig, save_checkpoint
 from mgeldm.codec import load_codec
 from mgeldm.embedder import ClapEmbedder, load_embedder
-from mgeldm.joint import SamplingConfig
 from mgeldm.model import JointConfig, JointTransformer
+from mgeldm.sampling import SamplingConfig
 from pipelines.encode import encode
 from pipelines.encode_config import EncodeConfig
 from pipelines.runner import RunnerConfig

@@ -11,7 +11,8 @@ import torch
 
 from manifests.errors import CheckpointError
 from mgeldm import checkpoint
-from mgeldm.checkpoint import CheckpointConfig, check_identity, load_checkpoint, save_checkpoint
+from mgeldm.checkpoint import CheckpointConfig, check_identity, load_checkpoint, part_of, save_checkpoint
+from mgeldm.embedder import EmbedderSpec
 from mgeldm.model import JointConfig, JointTransformer
 
 CONFIG = CheckpointConfig(
@@ -140,10 +141,45 @@ def test_a_kill_never_leaves_weights_beside_another_models_configuration(
     assert "missing" in refusal(folder)
 
 
+class Part:
+    """A codec or embedder."""
+
+    def __init__(self, identity: str, dim: int = 8) -> None:
+        self.identity = identity
+        self.spec = EmbedderSpec(sample_rate=16_000, window_s=5.0, dim=dim)
+
+
 @pytest.mark.parametrize("kind", ["codec", "embedder"])
 def test_identity(kind: str) -> None:
-    check_identity(CONFIG, kind, kind[0] * 64, "default")
+    check_identity(CONFIG, kind, Part(kind[0] * 64), "default")  # type: ignore[arg-type]
     with pytest.raises(
         CheckpointError, match=rf"trained with {kind} {kind[0] * 12}, but {kind} 'mine' is x{{12}}; .*--{kind}"
     ):
-        check_identity(CONFIG, kind, "x" * 64, "mine")
+        check_identity(CONFIG, kind, Part("x" * 64), "mine")  # type: ignore[arg-type]
+
+
+def test_an_unknown_identity_takes_any_that_has_the_spec() -> None:
+    config = replace(CONFIG, embedder={"identity": None, "spec": {"dim": 8}, "name": "LAION CLAP"})
+    check_identity(config, "embedder", Part("x" * 64), "mine")  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match=r"embedder has dim 8 \(LAION CLAP\), but embedder 'mine' has dim 9"):
+        check_identity(config, "embedder", Part("x" * 64, dim=9), "mine")  # type: ignore[arg-type]
+
+
+def test_a_part_inside_the_folder_is_the_default_one(tmp_path: Path) -> None:
+    assert part_of(tmp_path, "codec", "default") == "default"
+    (tmp_path / "codec").mkdir()
+    assert part_of(tmp_path, "codec", "default") == str(tmp_path / "codec")
+    assert part_of(tmp_path, "codec", "mine") == "mine"
+    assert part_of(tmp_path, "embedder", "default") == "default"
+
+
+def test_silence_of_an_unknown_codec(tmp_path: Path, network: JointTransformer) -> None:
+    save_checkpoint(tmp_path, replace(CONFIG, silence_latent=None), network.state_dict())
+    assert load_checkpoint(tmp_path)[0].silence_latent is None
+
+
+def test_objective(folder: Path) -> None:
+    edit(folder, objective="rf")
+    assert load_checkpoint(folder)[0].objective == "rf"
+    edit(folder, objective="eps")
+    assert "objective 'eps' is none of v, rf" in refusal(folder)

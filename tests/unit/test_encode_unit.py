@@ -16,9 +16,9 @@ from manifests.splits import Split, StemGain, Window
 from manifests.units import Unit, parse_sidecar
 from mgeldm.audio import Wave, fit, load
 from mgeldm.codec import load_codec
-from mgeldm.codec.long import encode_long
+from mgeldm.codec.long import encode_long, silence_latent
 from mgeldm.embedder import load_embedder
-from pipelines.encode import embed_prompts, silence_latent
+from pipelines.encode import embed_prompts
 from pipelines.encode_config import EncodeConfig, encoder_identity
 from pipelines.encode_unit import UnitEncoder, UnitWork, latent_moments
 from pipelines.encode_windows import WindowEncoder, WindowError, ahead, ahead_of, track_stems

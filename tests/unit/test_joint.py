@@ -16,9 +16,9 @@ from mgeldm.audio import Wave
 from mgeldm.checkpoint import CheckpointConfig, save_checkpoint
 from mgeldm.codec import CodecSpec
 from mgeldm.embedder import DualConfig, DualEncoder, EmbedderSpec
-from mgeldm.joint import SamplingConfig, crop_starts
+from mgeldm.joint import crop_starts
 from mgeldm.model import JointConfig, JointTransformer
-from mgeldm.sampling import VelocityModel
+from mgeldm.sampling import SamplingConfig, VelocityModel
 from mgeldm.tasks import TASKS, track_index
 from tests.support.models import WORDS, write_codec, write_embedder
 

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from mgeldm.diffusion import corrupt, v_target
+from mgeldm.diffusion import V
 from mgeldm.model import JointTransformer, official_config
-from mgeldm.sampling import ddim_step, guided_v, noise_for, sample
+from mgeldm.sampling import SamplingConfig, guided_v, noise_for, sample
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 NONE_GIVEN = torch.zeros(3, dtype=torch.bool)
@@ -65,7 +65,7 @@ def test_official_sampling(name: str, track: int | None) -> None:
     given, mask = torch.zeros_like(noise), torch.zeros(3, dtype=torch.bool)
     if track is not None:
         given[:, track], mask[track] = io["given"], True
-    result = sample(model, given, mask, io["embed"], noise, steps=10, guidance=2.0)
+    result = sample(model, given, mask, io["embed"], noise, SamplingConfig(steps=10, guidance=2.0))
     assert _relative(result.flatten(1, 2), io[name]) < 1e-5
     assert torch.equal(result[:, mask], given[:, mask])
 
@@ -85,26 +85,24 @@ def test_guidance_formula_and_evaluations() -> None:
     assert seen == [4, 2, 4]
 
 
-def test_ddim_step_moves_along_the_true_line() -> None:
-    z0, eps = _clean(seed=1), _clean(seed=2)
-    tau, next_tau = torch.rand(2, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    stepped = ddim_step(corrupt(z0, eps, tau), v_target(z0, eps, tau), tau, next_tau)
-    torch.testing.assert_close(stepped, corrupt(z0, eps, next_tau), rtol=0, atol=1e-12)
-    back = ddim_step(stepped, v_target(z0, eps, next_tau), next_tau, tau)
-    torch.testing.assert_close(back, corrupt(z0, eps, tau), rtol=0, atol=1e-12)
-
-
 @pytest.mark.parametrize("steps", [1, 2, 25])
 def test_a_perfect_model_recovers_the_latents(steps: int) -> None:
     clean, noise = _clean(), _clean(seed=9)
     model = TruthModel(clean)
-    result = sample(model, torch.zeros_like(clean), NONE_GIVEN, torch.ones(2, 3, 8), noise, steps=steps, guidance=1.0)
+    result = sample(
+        model,
+        torch.zeros_like(clean),
+        NONE_GIVEN,
+        torch.ones(2, 3, 8),
+        noise,
+        SamplingConfig(steps=steps, guidance=1.0),
+    )
     torch.testing.assert_close(result, clean, rtol=0, atol=1e-6)
     expected = torch.linspace(1, 0.02, steps, dtype=torch.float64)
     levels = torch.stack([timesteps[0, 0] for _, timesteps, _ in model.calls])
     torch.testing.assert_close(levels, expected, rtol=0, atol=1e-12)
     for latents, timesteps, _ in model.calls:
-        torch.testing.assert_close(latents, corrupt(clean, noise, timesteps), rtol=0, atol=1e-9)
+        torch.testing.assert_close(latents, V.corrupt(clean, noise, timesteps), rtol=0, atol=1e-9)
 
 
 def test_given_tracks_are_exact_and_clean_at_every_step() -> None:
@@ -112,7 +110,7 @@ def test_given_tracks_are_exact_and_clean_at_every_step() -> None:
     mask = torch.tensor([[True, False, False], [False, True, True]])
     model = TruthModel(clean)
     given = torch.where(mask[:, :, None, None], clean, torch.full_like(clean, torch.nan))
-    result = sample(model, given, mask, torch.ones(2, 3, 8), noise, steps=5, guidance=3.0)
+    result = sample(model, given, mask, torch.ones(2, 3, 8), noise, SamplingConfig(steps=5, guidance=3.0))
     assert torch.equal(result[mask], clean[mask])
     torch.testing.assert_close(result, clean, rtol=0, atol=1e-6)
     twice = torch.cat([mask, mask])
@@ -126,19 +124,29 @@ def test_held_frames_are_noised_with_the_rest_and_exact_at_the_end() -> None:
     known, noise = _clean(), _clean(seed=9)
     mask = torch.tensor([True, False, False])
     model = TruthModel(_clean(seed=11))
-    result = sample(model, known, mask, torch.ones(2, 3, 8), noise, steps=4, guidance=1.0, held_frames=2)
+    result = sample(
+        model, known, mask, torch.ones(2, 3, 8), noise, SamplingConfig(steps=4, guidance=1.0), held_frames=2
+    )
     assert torch.equal(result[..., :2], known[..., :2])
     assert torch.equal(result[:, 0], known[:, 0])
     torch.testing.assert_close(result[:, 1:, :, 2:], model.clean[:, 1:, :, 2:], rtol=0, atol=1e-6)
     for latents, timesteps, _ in model.calls:
-        expected = corrupt(known, noise, timesteps)
+        expected = V.corrupt(known, noise, timesteps)
         torch.testing.assert_close(latents[..., :2], expected[..., :2], rtol=0, atol=1e-12)
 
 
 def test_arguments_are_not_written_to() -> None:
     given, noise = _clean(), _clean(seed=9)
     before = given.clone(), noise.clone()
-    sample(_linear, given, torch.tensor([True, False, False]), torch.ones(2, 3, 8), noise, steps=3, held_frames=2)
+    sample(
+        _linear,
+        given,
+        torch.tensor([True, False, False]),
+        torch.ones(2, 3, 8),
+        noise,
+        SamplingConfig(steps=3),
+        held_frames=2,
+    )
     assert torch.equal(given, before[0])
     assert torch.equal(noise, before[1])
 
@@ -146,7 +154,15 @@ def test_arguments_are_not_written_to() -> None:
 def test_progress_is_told_after_every_step() -> None:
     told: list[tuple[int, int]] = []
     noise = _clean()
-    sample(_linear, noise, NONE_GIVEN, torch.ones(2, 3, 8), noise, steps=3, progress=lambda *at: told.append(at))
+    sample(
+        _linear,
+        noise,
+        NONE_GIVEN,
+        torch.ones(2, 3, 8),
+        noise,
+        SamplingConfig(steps=3),
+        progress=lambda *at: told.append(at),
+    )
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 
@@ -155,10 +171,12 @@ def test_one_seed_is_one_result_at_any_batch_size() -> None:
     size = {"tracks": 3, "channels": 4, "frames": 6}
     embeddings = torch.randn(3, 3, 8, generator=torch.Generator().manual_seed(0))
     noise = noise_for(0, names, **size)
-    together = sample(_linear, torch.zeros_like(noise), NONE_GIVEN, embeddings, noise, steps=4)
+    together = sample(_linear, torch.zeros_like(noise), NONE_GIVEN, embeddings, noise, SamplingConfig(steps=4))
     for index, name in enumerate(names):
         own = noise_for(0, [name], **size)
-        alone = sample(_linear, torch.zeros_like(own), NONE_GIVEN, embeddings[index : index + 1], own, steps=4)
+        alone = sample(
+            _linear, torch.zeros_like(own), NONE_GIVEN, embeddings[index : index + 1], own, SamplingConfig(steps=4)
+        )
         torch.testing.assert_close(together[index], alone[0], rtol=0, atol=1e-6)
 
 
@@ -197,6 +215,6 @@ def test_wrong_sampling_is_refused() -> None:
     with pytest.raises(ValueError, match="must be bool"):
         sample(_linear, noise, NONE_GIVEN[:2], embeddings, noise)
     with pytest.raises(ValueError, match="at least 1"):
-        sample(_linear, noise, NONE_GIVEN, embeddings, noise, steps=0)
+        sample(_linear, noise, NONE_GIVEN, embeddings, noise, SamplingConfig(steps=0))
     with pytest.raises(ValueError, match="frames there are"):
         sample(_linear, noise, NONE_GIVEN, embeddings, noise, held_frames=7)

@@ -12,6 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
+from benchmarks.reference_transformer import reference_forward
 from mgeldm.diffusion import v_loss
 from mgeldm.model import PRESETS, JointConfig, JointTransformer, official_config
 from mgeldm.model.transformer import Norm, RotaryPositions, rotate
@@ -33,6 +34,14 @@ def _inputs(config: JointConfig, batch: int = 2, frames: int = 9, seed: int = 0)
     latents = torch.randn(batch, config.tracks, config.latent_channels, frames, generator=generator)
     timesteps = torch.rand(batch, config.tracks, generator=generator)
     return latents, timesteps, torch.randn(batch, config.tracks, config.embedding_dim, generator=generator)
+
+
+def _lively(config: JointConfig) -> JointTransformer:
+    """A network in which every weight counts; at first many are zero."""
+    model, generator = JointTransformer(config).requires_grad_(False), torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator))
+    return model
 
 
 def _relative(actual: Tensor, expected: Tensor) -> float:
@@ -242,3 +251,44 @@ def test_network_is_one_graph() -> None:
     for frames in (8, 13):
         inputs = _inputs(model.config, frames=frames)
         torch.testing.assert_close(compiled(*inputs), model(*inputs), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_compiled_network_gives_the_same() -> None:
+    model = _lively(replace(SMALL, depth=1))
+    inputs = _inputs(model.config)
+    compiled = torch.compile(model, fullgraph=True)
+    torch.testing.assert_close(compiled(*inputs), model(*inputs), rtol=1e-4, atol=1e-5)
+
+
+def test_the_graph_has_no_breaks() -> None:
+    model = _official()
+    found = torch._dynamo.explain(model)(*_inputs(model.config))
+    assert found.graph_count == 1
+    assert found.graph_break_count == 0
+
+
+@pytest.mark.parametrize("tracks", [1, 2, 4])
+def test_any_number_of_tracks(tracks: int) -> None:
+    """Four tracks with one timestep are a fixed-class baseline, one per stem."""
+    config = replace(SMALL, tracks=tracks, heads=tracks)
+    model = _lively(config)
+    latents, timesteps, embeddings = _inputs(config)
+    v = model(latents, timesteps, embeddings)
+    assert v.shape == latents.shape == (2, tracks, 4, 9)
+    for track in range(tracks):
+        other = embeddings.clone()
+        other[:, track] += 1
+        assert not torch.allclose(model(latents, timesteps, other), v, rtol=0, atol=1e-5)
+        later = timesteps.clone()
+        later[:, track] *= 0.5
+        assert not torch.allclose(model(latents, later, embeddings), v, rtol=0, atol=1e-5)
+    assert official_config(model.state_dict(), heads=tracks) == config
+
+
+@torch.no_grad()
+def test_the_benchmarks_reference_is_the_same_network() -> None:
+    model = _official()
+    inputs = _inputs(model.config)
+    torch.testing.assert_close(reference_forward(model, *inputs), model(*inputs), rtol=1e-5, atol=1e-5)

@@ -1,0 +1,293 @@
+"""Released files, made here with the structure they have, to folders that load without options."""
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from manifests.errors import CheckpointError, ConfigError
+from mgeldm import MGELDM
+from mgeldm.checkpoint import load_checkpoint
+from mgeldm.cli import main
+from mgeldm.codec import AutoencoderCodec, load_codec
+from mgeldm.codec.autoencoder import oobleck_config, save_codec
+from mgeldm.codec.long import silence_latent
+from mgeldm.codec.stable_audio import oobleck_of_weights
+from mgeldm.convert import convert
+from mgeldm.embedder import load_embedder
+from mgeldm.sampling import SamplingConfig
+from tests.support.models import write_embedder
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+State = dict[str, torch.Tensor]
+CODEC = oobleck_config(channels=2, latent_channels=8, strides=(2, 4, 8))
+
+
+@pytest.fixture(scope="module")
+def codec_state() -> State:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return dict(AutoencoderCodec(CODEC).network.state_dict())
+
+
+@pytest.fixture(scope="module")
+def network_state() -> State:
+    """As in the released file: names with `model_dit.`."""
+    return load_file(GOLDEN / "official_dit_tiny.safetensors")
+
+
+@pytest.fixture
+def released(tmp_path: Path, network_state: State, codec_state: State) -> Path:
+    """A file of the structure of `unwrapped_DiT.ckpt`."""
+    codec = {f"pretransform.model.{key}": value for key, value in codec_state.items()}
+    torch.save({"state_dict": network_state | codec}, tmp_path / "unwrapped_DiT.ckpt")
+    return tmp_path / "unwrapped_DiT.ckpt"
+
+
+@pytest.fixture
+def bare(tmp_path: Path, network_state: State) -> Path:
+    """A file of the same structure, without a codec."""
+    torch.save({"state_dict": network_state}, tmp_path / "bare.ckpt")
+    return tmp_path / "bare.ckpt"
+
+
+@torch.no_grad()
+def test_the_network_gives_what_the_original_gives(released: Path, tmp_path: Path) -> None:
+    told = convert(released, tmp_path / "out", heads=3)
+    config, network = load_checkpoint(tmp_path / "out")
+    io = load_file(GOLDEN / "official_dit_tiny_io.safetensors")
+    v = network(io["x"].view(2, 3, 8, 20), io["t"], io["embed"]).flatten(1, 2)
+    assert ((v - io["v"]).abs().max() / io["v"].abs().max()).item() < 1e-5
+    assert (told["width"], told["depth"], told["heads"]) == (96, 2, 3)
+    assert config.objective == "v"
+    assert config.crop_frames == 100
+    assert config.prompt_template == "the sound of {}"
+    assert config.latent_mean == (0.0,) * 8
+    assert config.latent_std == (1.0,) * 8
+    assert config.embedder == {
+        "identity": None,
+        "spec": {"dim": 16},
+        "name": "LAION CLAP, HTSAT-base, trained on music and AudioSet",
+    }
+
+
+def test_heads_are_32_channels_wide_where_nothing_is_said(released: Path, tmp_path: Path) -> None:
+    convert(released, tmp_path / "out")
+    assert load_checkpoint(tmp_path / "out")[0].model.heads == 96 // 32
+
+
+def test_the_codec_lies_inside_and_is_the_original(released: Path, tmp_path: Path, codec_state: State) -> None:
+    convert(released, tmp_path / "out")
+    config, _ = load_checkpoint(tmp_path / "out")
+    codec, original = load_codec(str(tmp_path / "out" / "codec")), AutoencoderCodec(CODEC, codec_state).eval()
+    assert codec.spec == original.spec
+    assert codec.identity == original.identity == config.codec["identity"]
+    wave = 0.1 * torch.randn(1, 1, 64 * 20, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(codec.encode(wave), original.encode(wave), rtol=1e-4, atol=1e-5)
+        silence = original.encode(torch.zeros(1, 1, 64 * 201))[0, :, 100]
+    assert silence.abs().max() > 1e-3
+    torch.testing.assert_close(torch.tensor(config.silence_latent), silence, rtol=1e-4, atol=1e-5)
+
+
+def test_a_converted_folder_extracts_without_a_codec_named(released: Path, tmp_path: Path) -> None:
+    embedder = write_embedder(tmp_path / "embedder")
+    convert(released, tmp_path / "out", embedder=str(embedder), crop_frames=8)
+    model = MGELDM.from_pretrained(tmp_path / "out", embedder=str(embedder), device="cpu")
+    wave = (0.1 * np.random.default_rng(0).standard_normal((1, 700))).astype(np.float32)
+    tracks = model.extract(wave, "drums", SamplingConfig(sampler="dpm++2m", steps=2))
+    assert tracks["source"].shape == (1, 700)
+    assert np.isfinite(tracks["source"]).all()
+    assert load_checkpoint(tmp_path / "out")[0].embedder["identity"] == load_embedder(str(embedder)).identity
+
+
+def test_an_embedder_that_is_not_pinned_needs_its_dimension_only(released: Path, tmp_path: Path) -> None:
+    convert(released, tmp_path / "out", crop_frames=8)
+    embedder = write_embedder(tmp_path / "embedder")
+    MGELDM.from_pretrained(tmp_path / "out", embedder=str(embedder), device="cpu")
+    with pytest.raises(CheckpointError, match=r"embedder has dim 16 \(LAION CLAP.*--embedder FOLDER"):
+        MGELDM.from_pretrained(tmp_path / "out", device="cpu")
+
+
+def test_a_codec_beside_the_file(bare: Path, tmp_path: Path, codec_state: State) -> None:
+    save_codec(tmp_path / "mine", CODEC, codec_state)
+    with pytest.raises(CheckpointError, match=r"no codec in it .*--codec FOLDER.*--codec none"):
+        convert(bare, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    convert(bare, tmp_path / "out", codec=str(tmp_path / "mine"))
+    identity = load_codec(str(tmp_path / "mine")).identity
+    assert load_codec(str(tmp_path / "out" / "codec")).identity == identity
+    assert load_checkpoint(tmp_path / "out")[0].codec["identity"] == identity
+
+
+def test_no_codec(bare: Path, tmp_path: Path, codec_state: State) -> None:
+    convert(bare, tmp_path / "out", codec="none")
+    config, _ = load_checkpoint(tmp_path / "out")
+    assert config.codec == {"identity": None, "spec": {"latent_channels": 8}}
+    assert not (tmp_path / "out" / "codec").exists()
+    save_codec(tmp_path / "mine", CODEC, codec_state, torch.float32)
+    embedder = write_embedder(tmp_path / "embedder")
+    names: dict[str, Any] = {"embedder": str(embedder), "device": "cpu"}
+    with pytest.raises(
+        CheckpointError, match="codec has latent_channels 8, but codec 'default' has latent_channels 64"
+    ):
+        MGELDM.from_pretrained(tmp_path / "out", **names)
+    model = MGELDM.from_pretrained(tmp_path / "out", codec=str(tmp_path / "mine"), **names)
+    silence = silence_latent(load_codec(str(tmp_path / "mine")))
+    assert model.config.silence_latent == pytest.approx(silence.tolist())
+
+
+def test_a_codec_of_other_latents_is_refused(bare: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="64 latent channels, the model takes 8"):
+        convert(bare, tmp_path / "out", codec="default")
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_an_embedder_of_another_dimension_is_refused(released: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="'default' has 128 dimensions, the model takes 16"):
+        convert(released, tmp_path / "out", embedder="default")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda state: state.pop("model_dit.transformer.project_out.weight"),
+            "1 missing (transformer.project_out.weight)",
+        ),
+        (lambda state: state.update({"model_dit.extra": torch.zeros(1)}), "1 unexpected (extra)"),
+        (
+            lambda state: state.update({"model_dit.transformer.project_out.weight": torch.zeros(2, 2)}),
+            "1 of another shape (transformer.project_out.weight [2, 2] instead of [24, 96])",
+        ),
+        (lambda state: state.pop("model_dit.preprocess_conv.weight"), "'preprocess_conv.weight' is missing"),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(
+    tmp_path: Path, network_state: State, change: Callable[[State], Any], words: str
+) -> None:
+    state = dict(network_state)
+    change(state)
+    torch.save({"state_dict": state}, tmp_path / "file.ckpt")
+    with pytest.raises(CheckpointError) as caught:
+        convert(tmp_path / "file.ckpt", tmp_path / "out", codec="none")
+    assert words in str(caught.value)
+    assert str(caught.value).startswith(str(tmp_path / "file.ckpt"))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_heads_that_do_not_divide_are_refused(bare: Path, tmp_path: Path) -> None:
+    for heads in (5, 0):
+        with pytest.raises(CheckpointError, match="heads"):
+            convert(bare, tmp_path / "out", heads=heads, codec="none")
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"\x00" * 500])
+def test_damaged_files_are_one_line(released: Path, tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    released.write_bytes(damage(released.read_bytes()))
+    with pytest.raises(CheckpointError, match="not a checkpoint of plain tensors") as caught:
+        convert(released, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+class Dangerous:
+    """A pickle that writes a file when it is loaded."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.path,)
+
+
+def test_no_pickle_is_run(tmp_path: Path) -> None:
+    with (tmp_path / "bad.ckpt").open("wb") as file:
+        pickle.dump({"state_dict": {"model_dit.x": Dangerous(tmp_path / "touched")}}, file)
+    torch.save({"state_dict": {"model_dit.x": Dangerous(tmp_path / "touched")}}, tmp_path / "bad.pt")
+    for name in ("bad.ckpt", "bad.pt"):
+        with pytest.raises(CheckpointError, match="not a checkpoint of plain tensors"):
+            convert(tmp_path / name, tmp_path / "out")
+    assert not (tmp_path / "touched").exists()
+
+
+class TestAutoencoders:
+    @pytest.fixture
+    def config(self, tmp_path: Path) -> Path:
+        (tmp_path / "model_config.json").write_text(json.dumps(CODEC | {"training": {"learning_rate": 1e-4}}))
+        return tmp_path / "model_config.json"
+
+    @pytest.mark.parametrize("prefix", ["", "autoencoder.", "pretransform.model."])
+    @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+    def test_every_wrapping_is_one_codec(
+        self, tmp_path: Path, codec_state: State, config: Path, prefix: str, suffix: str
+    ) -> None:
+        file = tmp_path / f"file{suffix}"
+        state = {prefix + key: value.contiguous() for key, value in codec_state.items()}
+        state |= {"discriminator.weight": torch.zeros(3)} if prefix else {}
+        if suffix == ".ckpt":
+            torch.save({"state_dict": state, "epoch": 3}, file)
+        else:
+            save_file(state, file)
+        told = convert(file, tmp_path / "out", model_config=config)
+        codec = load_codec(str(tmp_path / "out"))
+        assert told["identity"] == codec.identity == AutoencoderCodec(CODEC, codec_state).identity
+        assert (told["sample_rate"], told["hop"], told["latent_channels"]) == (16_000, 64, 8)
+
+    def test_configuration_is_needed_and_must_fit(self, tmp_path: Path, codec_state: State, config: Path) -> None:
+        torch.save({"state_dict": codec_state}, tmp_path / "file.ckpt")
+        with pytest.raises(ConfigError, match="--model-config"):
+            convert(tmp_path / "file.ckpt", tmp_path / "out")
+        config.write_text(json.dumps(oobleck_config(channels=4, latent_channels=8, strides=(2, 4, 8))))
+        with pytest.raises(CheckpointError, match="codec weights do not fit their configuration"):
+            convert(tmp_path / "file.ckpt", tmp_path / "out", model_config=config)
+        with pytest.raises(CheckpointError, match="missing"):
+            load_codec(str(tmp_path / "out"))
+
+    def test_options_of_a_joint_model_are_refused(self, tmp_path: Path, codec_state: State, config: Path) -> None:
+        torch.save(codec_state, tmp_path / "file.ckpt")
+        with pytest.raises(ConfigError, match="no joint model"):
+            convert(tmp_path / "file.ckpt", tmp_path / "out", model_config=config, heads=3)
+
+    def test_neither_model_nor_codec(self, tmp_path: Path) -> None:
+        torch.save({"state_dict": {"x": torch.zeros(1)}}, tmp_path / "file.ckpt")
+        with pytest.raises(CheckpointError, match="no weights of an autoencoder"):
+            convert(tmp_path / "file.ckpt", tmp_path / "out")
+
+    @pytest.mark.parametrize(
+        "config",
+        [CODEC, oobleck_config(channels=2, audio_channels=2, sample_rate=44_100, latent_channels=4, strides=(2, 5))],
+    )
+    def test_an_oobleck_is_read_off_its_weights(self, config: dict[str, Any]) -> None:
+        state = AutoencoderCodec(config).network.state_dict()
+        found = oobleck_of_weights(state, config["sample_rate"])
+        assert found["model"] == config["model"]
+        assert found["sample_rate"] == config["sample_rate"]
+
+    def test_other_layers_are_refused(self, codec_state: State) -> None:
+        with pytest.raises(CheckpointError, match="--model-config"):
+            oobleck_of_weights({"encoder.model.0.weight": torch.zeros(1), "decoder.x": torch.zeros(1)}, 16_000)
+        broken = codec_state | {"decoder.layers.0.weight_v": torch.zeros(32, 5, 7)}
+        with pytest.raises(CheckpointError, match="encodes to 16 channels in 3 levels and decodes from 5"):
+            oobleck_of_weights(broken, 16_000)
+
+
+def test_command_line(released: Path, bare: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["convert", str(released), "--out", str(tmp_path / "out"), "--crop-frames", "50", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["checkpoint"] == str(tmp_path / "out")
+    assert told["parameters"] == sum(p.numel() for p in load_checkpoint(tmp_path / "out")[1].parameters())
+    assert load_checkpoint(tmp_path / "out")[0].crop_frames == 50
+    assert main(["convert", str(bare), "--out", str(tmp_path / "none"), "--codec", "none"]) == 0
+    assert load_checkpoint(tmp_path / "none")[0].codec["identity"] is None
+    capsys.readouterr()
+    assert main(["convert", str(tmp_path / "nowhere.ckpt"), "--out", str(tmp_path / "x")]) == 2
+    assert capsys.readouterr().err.strip().endswith("nowhere.ckpt: missing")
