@@ -65,6 +65,8 @@ class Batch:
     """``[B, 3, D]``: audio for mix and submix, a mixture of text and audio for the source; dropped ones are zeros."""
     keys: tuple[str, ...]
     """Window ids."""
+    elements: tuple[int, ...]
+    """Places in the stream, over all processes."""
     state: StreamState
 
 
@@ -129,7 +131,7 @@ class ShardSet:
 class Stream:
     """Endless batches over one or more data sets."""
 
-    def __init__(self, sets: Sequence[ShardSet], weights: Sequence[float | None] | None, config: StreamConfig) -> None:
+    def __init__(self, sets: Sequence[ShardSet], weights: Sequence[float | None] | None, config: StreamConfig, rank: int = 0, world: int = 1) -> None:
         """Blend ``sets`` by ``weights`` (see `blend`); None gives every sample the same share.
 
         Raises:
@@ -138,7 +140,7 @@ class Stream:
         if len({(s.card.encoder, s.card.prompt_template) for s in sets}) > 1:
             raise ConfigError("the data sets were made with different codecs, embedders or prompts; encode them alike")
         self.shares = blend([len(s.rows) for s in sets], weights or [None] * len(sets))
-        self._sets, self._config = list(sets), config
+        self._sets, self._config, self._rank, self._world = list(sets), config, rank, world
         self._edges = np.cumsum(self.shares)[:-1]
         self._orders: dict[tuple[int, int], npt.NDArray[np.int64]] = {}
 
@@ -160,7 +162,8 @@ class Stream:
                 picks.append((drawn, chosen, int(self._order(chosen, epoch)[place])))
                 positions[chosen] += 1
                 drawn += 1
-            yield _Plan(tuple(picks), StreamState(drawn, tuple(positions)))
+            share = len(picks) // self._world
+            yield _Plan(tuple(picks[self._rank * share : (self._rank + 1) * share]), StreamState(drawn, tuple(positions)))
 
     def _data_set(self, element: int) -> int:
         if len(self._sets) == 1:
@@ -183,7 +186,7 @@ class Stream:
             keys.append(shards.rows[row].key)
             examples.append(shards.example(shards.reader.read(shards.rows[row]), rng, self._config))
         latents, embeddings = zip(*examples, strict=True)
-        return Batch(np.stack(latents), np.stack(embeddings), tuple(keys), plan.state)
+        return Batch(np.stack(latents), np.stack(embeddings), tuple(keys), tuple(pick[0] for pick in plan.picks), plan.state)
 
 
 def blend(samples: Sequence[int], weights: Sequence[float | None]) -> npt.NDArray[np.float64]:
