@@ -93,7 +93,9 @@ def _parser(prog: str) -> "ArgumentParser":
         "--calibrate", choices=["auto", "always", "never"], default="auto", help="time 20 steps in a dry run"
     )
     parser.add_argument("--ray", action="store_true", help="train on the Ray cluster; --out is a folder all nodes see")
-    parser.add_argument("--address", default=os.environ.get("RAY_ADDRESS"), help="of the cluster; RAY_ADDRESS if not given")
+    parser.add_argument(
+        "--address", default=os.environ.get("RAY_ADDRESS"), help="of the cluster; RAY_ADDRESS if not given"
+    )
     parser.add_argument("--nodes", type=int, default=1, help="with --ray: machines")
     parser.add_argument("--gpus-per-node", type=int, default=1, help="with --ray: GPUs, each with a process of its own")
     parser.add_argument("--cpu-workers", type=int, default=0, help="with --ray: so many processes without GPUs instead")

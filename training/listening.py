@@ -18,7 +18,11 @@ SAMPLING = SamplingConfig(steps=25)
 
 
 def samples(
-    network: Network, examples: dict[str, Examples], codec: Codec, objective: Objective, mean: torch.Tensor,
+    network: Network,
+    examples: dict[str, Examples],
+    codec: Codec,
+    objective: Objective,
+    mean: torch.Tensor,
     std: torch.Tensor,
 ) -> list[tuple[str, torch.Tensor, int]]:
     """Name, wave ``[T]`` and sample rate: for each task what is given, and each track that the task keeps."""

@@ -131,7 +131,14 @@ class ShardSet:
 class Stream:
     """Endless batches over one or more data sets."""
 
-    def __init__(self, sets: Sequence[ShardSet], weights: Sequence[float | None] | None, config: StreamConfig, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self,
+        sets: Sequence[ShardSet],
+        weights: Sequence[float | None] | None,
+        config: StreamConfig,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
         """Blend ``sets`` by ``weights`` (see `blend`); None gives every sample the same share.
 
         Raises:
@@ -163,7 +170,9 @@ class Stream:
                 positions[chosen] += 1
                 drawn += 1
             share = len(picks) // self._world
-            yield _Plan(tuple(picks[self._rank * share : (self._rank + 1) * share]), StreamState(drawn, tuple(positions)))
+            yield _Plan(
+                tuple(picks[self._rank * share : (self._rank + 1) * share]), StreamState(drawn, tuple(positions))
+            )
 
     def _data_set(self, element: int) -> int:
         if len(self._sets) == 1:
@@ -186,7 +195,9 @@ class Stream:
             keys.append(shards.rows[row].key)
             examples.append(shards.example(shards.reader.read(shards.rows[row]), rng, self._config))
         latents, embeddings = zip(*examples, strict=True)
-        return Batch(np.stack(latents), np.stack(embeddings), tuple(keys), tuple(pick[0] for pick in plan.picks), plan.state)
+        return Batch(
+            np.stack(latents), np.stack(embeddings), tuple(keys), tuple(pick[0] for pick in plan.picks), plan.state
+        )
 
 
 def blend(samples: Sequence[int], weights: Sequence[float | None]) -> npt.NDArray[np.float64]:

@@ -111,9 +111,7 @@ class Validation:
                     errors[task, :, number] += torch.where(here > 0, error, 0.0).sum(dim=0)
                     counts[task, :, number] += here.sum(dim=0)
         errors, counts = self._workers.total(torch.stack([errors, counts])).cpu()
-        figures = {
-            name: (errors[task].sum() / counts[task].sum()).item() for task, name in enumerate(self.tasks)
-        }
+        figures = {name: (errors[task].sum() / counts[task].sum()).item() for task, name in enumerate(self.tasks)}
         parts = {name: (errors[:, n], counts[:, n]) for n, name in enumerate(TRACKS)}
         parts |= {f"from_{name}": (errors[..., n], counts[..., n]) for n, name in enumerate(BINS)}
         mean = float(np.mean(list(figures.values())))
