@@ -15,7 +15,7 @@ class Checkpoints:
     """Checkpoint folders in the folder of a run; each is whole or not there."""
 
     def __init__(self, out: Path, keep_last: int) -> None:
-        """Keep the last ``keep_last`` saves: ``checkpoint``, and where there are more ``checkpoints/step-N`` of each."""
+        """Keep the last ``keep_last`` saves: ``checkpoint``, and from two on ``checkpoints/step-N`` of each."""
         self._out, self._keep = out, keep_last
 
     def save(self, step: int, config: CheckpointConfig, weights: dict[str, torch.Tensor]) -> None:

@@ -53,7 +53,7 @@ class TrainConfig:
     weight_decay: float = 1e-3
     """AdamW's weight decay."""
     schedule: Schedule = "inverse_sqrt"
-    """Course of the learning rate after its warm-up: "inverse_sqrt" (the paper), "cosine", or "wsd": stable, then down."""
+    """Learning rate after its warm-up: "inverse_sqrt" (the paper), "cosine", or "wsd": stable, then down."""
     warmup: int = 100
     """Steps in which the rate rises to its peak."""
     decay_share: float = 0.1
@@ -61,7 +61,7 @@ class TrainConfig:
     clip: float = 1.0
     """Largest gradient norm."""
     spike: float = 10.0
-    """A step whose gradient norm is so many times the usual is skipped, as are those that are not finite; 0: only these."""
+    """A step with so many times the usual gradient norm is skipped, as is one that is not finite; 0: only these."""
     patience: int = 10
     """So many skipped steps in a row end the run."""
     ema: float = 0.999
@@ -77,7 +77,7 @@ class TrainConfig:
     compile: bool = False
     """Compile the network: minutes at the start, then faster steps on a GPU."""
     recompute: bool = False
-    """Keep no activations inside the blocks but compute them again for the gradient: a third slower, far less memory."""
+    """Keep no activations inside the blocks but compute them again for the gradient: slower, far less memory."""
     parallel: Parallel = "ddp"
     """Among several processes: "ddp", each with all weights, or "fsdp" (FSDP2), each with its share of them."""
     device: str = "auto"
@@ -148,8 +148,8 @@ class TrainConfig:
         """Examples of a batch for each of ``world`` processes. Raises ConfigError when it cannot be divided."""
         if self.stream.batch % (world * self.accumulate):
             raise ConfigError(
-                f"stream.batch {self.stream.batch} cannot be divided among {world} processes in {self.accumulate} parts "
-                f"each (accumulate); choose a multiple of {world * self.accumulate}"
+                f"stream.batch {self.stream.batch} cannot be divided among {world} processes in {self.accumulate} "
+                f"parts each (accumulate); choose a multiple of {world * self.accumulate}"
             )
         return self.stream.batch // world
 

@@ -33,8 +33,8 @@ _FLOAT32 = 4
 def dry_run(config: TrainConfig, data: Data, *, calibrate: Calibrate = "auto", processes: int = 1) -> dict[str, Any]:
     """What `train` would do in so many ``processes``, without doing it.
 
-    Memory is that of each process, in bytes: weights, gradients, AdamW's moments, averaged weights, and what is kept for
-    the gradient, which is counted by a forward pass over tensors that have shapes and no values.
+    Memory is that of each process, in bytes: weights, gradients, AdamW's moments, averaged weights, and what is kept
+    for the gradient, which is counted by a forward pass over tensors that have shapes and no values.
 
     Raises:
         ShardError: a data set cannot be used.

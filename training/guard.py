@@ -45,8 +45,8 @@ class Guard:
         logger.warning("step %d is skipped: loss %g, norm of its gradient %g%s", step, loss, norm, usual)
         if self.in_a_row >= self.patience:
             raise ConfigError(
-                f"step {step}: the loss is {loss:g} and its gradient's norm {norm:g}{usual}; {self.in_a_row} steps in a "
-                "row were skipped: training has diverged; lower the learning rate, or warm up for longer"
+                f"step {step}: the loss is {loss:g} and its gradient's norm {norm:g}{usual}; {self.in_a_row} steps "
+                "in a row were skipped: training has diverged; lower the learning rate, or warm up for longer"
             )
         return False
 

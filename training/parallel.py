@@ -1,4 +1,4 @@
-"""Several processes that train one model: who is who, sums over all, DDP and FSDP2, and whole tensors of sharded ones."""
+"""Several processes that train one model: who is who, sums over all, DDP and FSDP2, sharded tensors and whole ones."""
 
 import os
 from collections.abc import Iterator
@@ -96,6 +96,12 @@ def accumulating(module: nn.Module, last: bool) -> AbstractContextManager[None]:
     elif isinstance(module, DistributedDataParallel) and not last:
         return module.no_sync()
     return nullcontext()
+
+
+def regather(module: nn.Module) -> None:
+    """Make a module whose weights were set gather them anew at its next call."""
+    if isinstance(module, FSDPModule):
+        module.reshard()
 
 
 def local(value: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Self
 
 
 class Preemption:
-    """Within, SIGTERM only sets ``asked``. In another thread than the main one signals cannot be caught; then it never is."""
+    """Within, SIGTERM only sets ``asked``; not in another thread than the main one, where signals cannot be caught."""
 
     def __init__(self) -> None:
         self.asked = False

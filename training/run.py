@@ -26,7 +26,7 @@ from training.config import TrainConfig, flat
 from training.ema import WeightAverage
 from training.guard import Guard
 from training.noising import Examples, noised, track_errors
-from training.parallel import Workers, accumulating, distribute, like, whole
+from training.parallel import Workers, accumulating, distribute, like, regather, whole
 from training.run_files import STATE_FILE, load_state, save_state
 from training.schedules import factor, needs_end
 from training.stream import ShardSet, StreamState
@@ -90,7 +90,7 @@ class Run:
         self._data = _data_identity(sets, shares)
 
     def train_step(self, examples: Examples, count: int, *, stop: bool = False) -> dict[str, float]:
-        """One optimiser step; returns loss, learning rate, gradient norm and the loss of each track, over all processes.
+        """One optimiser step; returns loss, learning rate, gradient norm and loss of each track, over all processes.
 
         ``count`` is the number of tracks that count in the loss, over all processes. Where ``stop`` is True in any of
         them, ``stopping`` becomes True in each. A step that the guard lets not pass leaves the weights as they are and
@@ -141,6 +141,7 @@ class Run:
         self.network.eval()
         with self.average.applied():
             yield partial(self._call, self.network)
+        regather(self.network)  # FSDP holds the average that it has gathered for the last call
         self.network.train()
 
     def keep_best(self, val_loss: float) -> None:

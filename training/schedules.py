@@ -9,8 +9,8 @@ Schedule = Literal["inverse_sqrt", "cosine", "wsd"]
 def factor(schedule: Schedule, step: int, *, warmup: int, steps: int, decay_share: float) -> float:
     """Factor on the peak: linear up to 1 over ``warmup`` steps, then as the schedule says.
 
-    "inverse_sqrt" (the paper) is ``sqrt(warmup / step)`` and knows no end; "cosine" falls to 0 at ``steps`` along half a
-    wave; "wsd" (warm-up, stable, decay) stays at 1 and falls to 0 in a line over the last ``decay_share`` of the steps.
+    "inverse_sqrt" (the paper) is ``sqrt(warmup / step)`` and knows no end; "cosine" falls to 0 at ``steps`` along half
+    a wave; "wsd" (warm-up, stable, decay) stays at 1 and falls to 0 in a line over the last ``decay_share`` of the steps.
     """
     if step < warmup:
         return (step + 1) / warmup
