@@ -10,7 +10,7 @@ def factor(schedule: Schedule, step: int, *, warmup: int, steps: int, decay_shar
     """Factor on the peak: linear up to 1 over ``warmup`` steps, then as the schedule says.
 
     "inverse_sqrt" (the paper) is ``sqrt(warmup / step)`` and knows no end; "cosine" falls to 0 at ``steps`` along half
-    a wave; "wsd" (warm-up, stable, decay) stays at 1 and falls to 0 in a line over the last ``decay_share`` of the steps.
+    a wave; "wsd" (warm-up, stable, decay) stays at 1 and falls to 0 over the last ``decay_share`` of the steps.
     """
     if step < warmup:
         return (step + 1) / warmup
