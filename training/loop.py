@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -63,13 +63,20 @@ class Prepared:
     state: StreamState
 
 
-def train(config: TrainConfig, data: Data, out: Path, *, resume: bool = True) -> TrainSummary:
+def train(
+    config: TrainConfig,
+    data: Data,
+    out: Path,
+    *,
+    resume: bool = True,
+    after_step: Callable[[Run], None] | None = None,
+) -> TrainSummary:
     """Train a joint model on the train subset of the data set folders ``data``, blended by their weights (see `blend`).
 
     Writes ``out/checkpoint`` (averaged weights), ``out/best`` (by validation), ``metrics.jsonl``, ``recipe.json`` and
     the state from which the same call goes on, to the bit; without ``resume`` that is dropped. Latents are normalised
     by the first data set's card. Processes that torchrun or Ray has started find each other and train together; the
-    first of them writes.
+    first of them writes. ``after_step`` is called in each after every step.
 
     Raises:
         ShardError: a data set cannot be used.
@@ -94,6 +101,8 @@ def train(config: TrainConfig, data: Data, out: Path, *, resume: bool = True) ->
                     batch = next(batches)
                 figures = run.train_step(batch.examples, batch.count, stop=preemption.asked)
                 losses.append(figures["loss"])
+                if after_step:
+                    after_step(run)
                 bar.set_postfix(loss=f"{np.mean(losses[-RECENT:]):.4f}", refresh=False)
                 bar.update()
                 last = run.step == config.steps

@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from manifests.atomic import write_json
 from manifests.errors import ConfigError
 from training.config import TrainConfig
 from training.loop import TrainSummary, train
+from training.run import Run
 from training.run_files import STATE_FILE
 
 logger = logging.getLogger(__name__)
@@ -32,11 +33,12 @@ def train_on_ray(
     gpus_per_node: int = 1,
     cpu_workers: int = 0,
     failures: int = FAILURES,
+    after_step: Callable[[Run], None] | None = None,
 ) -> TrainSummary:
     """`train` by one process for each GPU of the cluster at ``address`` (None: a cluster of this machine alone).
 
     Every node must see ``out`` and local data sets under the same path. ``cpu_workers`` above 0 trains on so many
-    processes without GPUs.
+    processes without GPUs. The others are as in `train`.
 
     Raises:
         ConfigError: the batch cannot be divided among the processes, or they failed too often.
@@ -60,6 +62,7 @@ def train_on_ray(
         "data": [(path.absolute() if isinstance(path, Path) else path, weight) for path, weight in data],
         "out": out,
         "result": result,
+        "after_step": after_step,
     }
     started = not ray.is_initialized()
     if started:
@@ -87,6 +90,6 @@ def train_on_ray(
 
 def _work(job: dict[str, Any]) -> None:
     """What each process does; one that is started anew goes on from the last save."""
-    summary = train(job["config"], job["data"], job["out"])
+    summary = train(job["config"], job["data"], job["out"], after_step=job["after_step"])
     if os.environ.get("RANK", "0") == "0":
         write_json(job["result"], asdict(summary))
