@@ -128,8 +128,8 @@ class TrainConfig:
     def _check_present(self) -> None:
         if not self.present or set(self.present) - set(TRACKS):
             raise ConfigError(f"present {list(self.present)}: give one or more of {', '.join(TRACKS)}")
-        for track in set(TRACKS) - set(self.present):
-            if getattr(self.patterns, f"{track}_given"):
+        for track in TRACKS:
+            if track not in self.present and getattr(self.patterns, f"{track}_given"):
                 raise ConfigError(f"patterns.{track}_given must be 0, since {track!r} is not among present")
         if not self.patterns.all and len(self.present) == 1:
             raise ConfigError(f"patterns.all must be above 0, since only {self.present[0]!r} is present")

@@ -87,7 +87,9 @@ def _parser(prog: str) -> "ArgumentParser":
     parser.add_argument(
         "--resume", choices=["auto", "never"], default="auto", help="go on from the state in the run folder, if any"
     )
-    parser.add_argument("--no-resume", dest="resume", action="store_const", const="never", help="as --resume never")
+    parser.add_argument(
+        "--no-resume", dest="resume", action="store_const", const="never", default="auto", help="as --resume never"
+    )
     parser.add_argument("--dry-run", action="store_true", help="show sizes, data, memory and time; train nothing")
     parser.add_argument(
         "--calibrate", choices=["auto", "always", "never"], default="auto", help="time 20 steps in a dry run"

@@ -10,10 +10,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mgeldm.checkpoint import check_identity
+from mgeldm.codec import Codec, load_codec
 from mgeldm.progress import progress
 from training.ahead import load_ahead
 from training.checkpoints import LAST
 from training.config import TrainConfig
+from training.listening import samples
 from training.noising import Examples, Noising
 from training.parallel import Workers, workers
 from training.preemption import Preemption
@@ -94,7 +97,7 @@ def train(
         waited = Clock()
         with ExitStack() as stack:
             bar = stack.enter_context(progress(config.steps, "train", "steps", initial=run.step, quiet=not group.first))
-            told = stack.enter_context(reports(config, out, run.step, group))
+            told = stack.enter_context(reports(run))
             batches = stack.enter_context(closing(prepared(stream, position, config, group)))
             while run.step < config.steps and not run.stopping:
                 with waited.apart():
@@ -168,7 +171,9 @@ def prepared(
 class Reports:
     """Where the first process tells figures; the others' tell nobody."""
 
-    def __init__(self, metrics: Metrics | None, trackers: Trackers | None, codec: str) -> None:
+    def __init__(
+        self, metrics: Metrics | None = None, trackers: Trackers | None = None, codec: Codec | None = None
+    ) -> None:
         self._metrics, self._trackers, self._codec = metrics, trackers, codec
 
     def write(self, step: int, figures: dict[str, float]) -> None:
@@ -179,27 +184,31 @@ class Reports:
 
     def listen(self, run: Run, validation: Validation) -> None:
         """Sample each task and make it sound; the other processes go on and wait at their next step."""
-        if not self._trackers:
-            return
-        # Slow to import, and seldom wanted.
-        from mgeldm.codec import load_codec
-        from training.listening import samples
-
-        codec = load_codec(self._codec).to(run.device)
-        with run.averaged() as network, torch.no_grad():
-            waves = samples(network, validation.tasks, codec, run.config.objective, run.mean, run.std)
-        self._trackers.audio(run.step, waves)
+        if self._trackers and self._codec:
+            with run.averaged() as network, torch.no_grad():
+                waves = samples(network, validation.tasks, self._codec, run.config.objective, run.mean, run.std)
+            self._trackers.audio(run.step, waves)
 
 
 @contextmanager
-def reports(config: TrainConfig, out: Path, step: int, group: Workers) -> Iterator[Reports]:
-    """The reports of a run that goes on at ``step``. Raises ConfigError when a tracker is not installed."""
-    if not group.first:
-        yield Reports(None, None, config.codec)
+def reports(run: Run) -> Iterator[Reports]:
+    """The reports of a run that is at its beginning, or goes on.
+
+    Raises:
+        ConfigError: a tracker is not installed.
+        CheckpointError: the codec that is to make sound is not that of the data.
+    """
+    config, out, step = run.config, run.out, run.step
+    if not run.group.first:
+        yield Reports()
         return
+    codec = None
+    if config.listen_every:
+        codec = load_codec(config.codec).to(run.device)
+        check_identity(run.checkpoint, "codec", codec, config.codec)
     trackers = Trackers(out, tensorboard=config.tensorboard, wandb=config.wandb, step=step, recipe=asdict(config))
     with trackers, Metrics(out / METRICS_FILE, step) as metrics:
-        yield Reports(metrics, trackers, config.codec)
+        yield Reports(metrics, trackers, codec)
 
 
 class Clock:

@@ -84,7 +84,7 @@ class Run:
             for s, share in zip(sets, shares, strict=True)
         ]
         self._checkpoints = Checkpoints(out, config.keep_last)
-        self._checkpoint = CheckpointConfig.of(
+        self.checkpoint = CheckpointConfig.of(
             card, model, config.objective, config.stream.crop_frames, {"recipe": asdict(config), "data": used}
         )
         self._data = _data_identity(sets, shares)
@@ -210,7 +210,7 @@ class Run:
         return v
 
     def _described(self) -> CheckpointConfig:
-        return replace(self._checkpoint, training={**self._checkpoint.training, "steps": self.step})
+        return replace(self.checkpoint, training={**self.checkpoint.training, "steps": self.step})
 
     def _averaged_state(self) -> dict[str, Tensor]:
         weights: dict[str, Tensor] = whole(self.network.state_dict() | self.average.values)

@@ -1,4 +1,4 @@
-"""What a training is made of: schedules, the guard, noise by element, absent tracks, SIGTERM, whole and sharded states."""
+"""What a training is made of: schedules, the guard, noise by element, SIGTERM."""
 
 import math
 import os
