@@ -13,7 +13,7 @@ from pathlib import Path
 from benchmarks.result import Result
 from manifests.atomic import write_bytes
 
-NAMES = ("scan", "songs", "encode", "stream", "kill_drill", "sampling")
+NAMES = ("scan", "songs", "encode", "stream", "kill_drill", "sampling", "training", "training_drill", "timesteps")
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 

@@ -4,32 +4,15 @@ import json
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import yaml
 
 from tests.support.shards import write_dataset
-
-ROOT = Path(__file__).resolve().parents[2]
-RECIPE: dict[str, Any] = {
-    "steps": 50,
-    "learning_rate": 1e-3,
-    "warmup": 10,
-    "ema": 0.9,
-    "device": "cpu",
-    "save_every": 7,
-    "validate_every": 20,
-    "log_every": 1,
-    "model": {"width_per_track": 32, "depth": 1, "heads": 3},
-    "stream": {"crop_frames": 6, "batch": 4},
-}
+from tests.support.training_processes import SAME, STRIKES, command, losses, rows, run, start, strike, write_recipe
 
 
 @pytest.fixture(scope="module")
@@ -39,41 +22,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("recipe") / "toy.yaml"
-    path.write_text(yaml.safe_dump(RECIPE))
-    return path
-
-
-def command(recipe: Path, data: Path, out: Path, *options: str, processes: int = 1) -> list[str]:
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    words = ["-m", "training", str(recipe), "--data", str(data), "--out", str(out), *options]
-    return [sys.executable, *(launcher if processes > 1 else []), *words]
-
-
-def start(words: list[str]) -> "subprocess.Popen[str]":
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        words, env=environment, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, bufsize=1
-    )
-
-
-def run(words: list[str]) -> dict[str, Any]:
-    """The summary that a command prints."""
-    process = start(words)
-    out, err = process.communicate(timeout=240)
-    assert process.returncode == 0, err[-3000:]
-    summary: dict[str, Any] = json.loads(out.splitlines()[-1])
-    return summary
-
-
-def rows(out: Path) -> list[dict[str, float]]:
-    path = out / "metrics.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def losses(out: Path) -> list[float]:
-    return [row["loss"] for row in rows(out) if "loss" in row]
+    return write_recipe(tmp_path_factory.mktemp("recipe") / "toy.yaml")
 
 
 @pytest.fixture(scope="module")
@@ -113,20 +62,15 @@ def test_struck_at_random_steps_and_resumed_the_run_is_bitwise_the_same(
     recipe: Path, data: Path, alone: Path, tmp_path: Path
 ) -> None:
     draws = random.Random(0)
-    for strike in (signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT):
-        at = (rows(tmp_path)[-1]["step"] if rows(tmp_path) else 0) + draws.randint(1, 9)
-        process = start(command(recipe, data, tmp_path))
-        while process.poll() is None and not any(row["step"] >= at for row in rows(tmp_path)[-1:]):
-            time.sleep(0.002)
-        process.send_signal(strike)
-        out, err = process.communicate(timeout=60)
-        if strike is signal.SIGTERM:
-            assert process.returncode == 0, err
-            summary = json.loads(out)
+    for number, kind in enumerate(STRIKES):
+        status, printed = strike(command(recipe, data, tmp_path), tmp_path, number, draws, 9)
+        if kind is signal.SIGTERM:
+            assert status == 0
+            summary = json.loads(printed)
             assert summary["stopped"]
             assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == summary["steps"]
     assert run(command(recipe, data, tmp_path))["steps"] == 50
-    for name in ("metrics.jsonl", "checkpoint/model.safetensors", "best/model.safetensors", "recipe.json"):
+    for name in SAME:
         assert (tmp_path / name).read_bytes() == (alone / name).read_bytes(), name
 
 
