@@ -88,7 +88,7 @@ def our_step(config: TrainConfig) -> tuple[Callable[[], object], Examples, Joint
 
 
 def plain_step(network: JointTransformer, examples: Examples) -> Callable[[], object]:
-    """A step as it is commonly written: uncompiled, attention by hand, fp16 autocast on a GPU, an average by parameter."""
+    """A step as it is commonly written: uncompiled, attention by hand, on a GPU under fp16 autocast."""
     average = copy.deepcopy(network)
     optimizer = torch.optim.AdamW(network.parameters(), lr=5e-5, weight_decay=1e-3, foreach=False, fused=False)
     scaler = torch.amp.GradScaler(DEVICE.type, enabled=CUDA)
