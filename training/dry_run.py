@@ -15,10 +15,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from mgeldm.devices import choose_device
 from mgeldm.model import JointConfig, JointTransformer
 from training.config import TrainConfig
 from training.loop import Data, open_data, prepared
-from training.parallel import workers
+from training.parallel import Workers
 from training.run import Run
 
 Calibrate = Literal["auto", "always", "never"]
@@ -120,8 +121,9 @@ def forward_cost(config: TrainConfig, model: JointConfig, batch: int) -> tuple[i
 
 
 def seconds_a_step(config: TrainConfig, data: Data) -> float:
-    """Mean time of a step of one process, the data included, over `STEPS` real ones. Nothing of them is kept."""
-    with workers(config.device) as group, tempfile.TemporaryDirectory() as folder:
+    """Mean time of a step of a process by itself, data included, over `STEPS` real ones. Nothing of them is kept."""
+    group = Workers(choose_device(config.device))
+    with tempfile.TemporaryDirectory() as folder:
         sets, stream = open_data(config, data)
         run = Run(config, sets, stream.shares, Path(folder), group)
         batches = prepared(stream, stream.start(), config, group)

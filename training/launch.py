@@ -35,9 +35,11 @@ def launch(arguments: Sequence[str], prog: str = "mgeldm train") -> dict[str, An
     config = TrainConfig(**{field.name: parsed[field.name] for field in fields(TrainConfig)})
     data = [weighted(text) for text in parsed.data]
     if parsed.dry_run:
-        from training.dry_run import dry_run
+        from training.dry_run import Calibrate, dry_run
 
-        return dry_run(config, data, calibrate=parsed.calibrate, processes=_processes(parsed))
+        # Of several processes only the first shows anything, and needs the machine for itself.
+        calibrate: Calibrate = parsed.calibrate if os.environ.get("RANK", "0") == "0" else "never"
+        return dry_run(config, data, calibrate=calibrate, processes=_processes(parsed))
     if parsed.ray:
         from training.on_ray import train_on_ray
 
