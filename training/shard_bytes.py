@@ -68,7 +68,7 @@ class ShardBytes:
         store, name = self._places[shard]
         try:
             if not is_remote(store.root):
-                content = os.pread(self._open(shard).number, size, offset)
+                content = self._open(shard).read(size, offset)
             else:
                 content = self._far(row, shard, offset, size)
         except FileNotFoundError:
@@ -133,8 +133,12 @@ class _Open:
     """A file that is closed when nobody reads from it any more."""
 
     def __init__(self, path: str) -> None:
-        self.number = os.open(path, os.O_RDONLY)
+        self._number = os.open(path, os.O_RDONLY)
+
+    def read(self, size: int, offset: int) -> bytes:
+        """So many bytes, fewer at the end."""
+        return os.pread(self._number, size, offset)
 
     def __del__(self) -> None:
-        if hasattr(self, "number"):
-            os.close(self.number)
+        if hasattr(self, "_number"):
+            os.close(self._number)
