@@ -57,8 +57,8 @@ def dry_run(config: TrainConfig, data: Data, *, calibrate: Calibrate = "auto", p
         "activations": activations,
     }
     crop_hours = config.stream.crop_frames / card.frames_per_second / 3600
-    samples = {str(path): len(s.rows) for (path, _), s in zip(data, sets, strict=True)}
-    corpora = Counter(row.corpus for s in sets for row in s.rows)
+    samples = {str(path): len(s) for (path, _), s in zip(data, sets, strict=True)}
+    corpora = sum((Counter(s.corpora) for s in sets), Counter())
     shown: dict[str, Any] = {
         "parameters": parameters,
         "steps": config.steps,
@@ -72,7 +72,7 @@ def dry_run(config: TrainConfig, data: Data, *, calibrate: Calibrate = "auto", p
         "samples": samples,
         "corpora": dict(sorted(corpora.items())),
         "epochs": {
-            str(path): round(seen * float(part) / len(s.rows), 3)
+            str(path): round(seen * float(part) / len(s), 3)
             for (path, _), s, part in zip(data, sets, stream.shares, strict=True)
         },
         "hours_seen": seen * crop_hours,

@@ -145,7 +145,7 @@ def open_data(config: TrainConfig, data: Data, group: Workers | None = None) -> 
     """The train subsets of data set folders and the stream that blends them. Raises ShardError and ConfigError."""
     rank, world = (group.rank, group.world) if group else (0, 1)
     config.share(world)
-    sets = [ShardSet(path, "train", config.stream.crop_frames) for path, _ in data]
+    sets = [config.stream.open(path, "train") for path, _ in data]
     return sets, Stream(sets, [weight for _, weight in data], config.stream, rank, world)
 
 

@@ -1,7 +1,6 @@
 """One training run: network, optimiser, average, guard and position; a step, a save, a resume."""
 
 import logging
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -39,6 +38,8 @@ FREE = frozenset(
     {
         *("steps", "device", "parallel", "accumulate", "compile", "recompute", "patience"),
         *("save_every", "keep_last", "validate_every", "log_every", "listen_every", "tensorboard", "wandb", "codec"),
+        *("stream.workers", "stream.cache", "stream.cache_gb"),
+        *("stream.workers", "stream.cache", "stream.cache_gb"),
     }
 )
 """What a resumed run may change: how long, where, in how many parts, and what it tells; the others decide the curve."""
@@ -80,7 +81,7 @@ class Run:
         self.mean = torch.tensor(card.latent_mean, device=self.device)[:, None]
         self.std = torch.tensor(card.latent_std, device=self.device)[:, None]
         used = [
-            {"share": float(share), "samples": dict(sorted(Counter(row.corpus for row in s.rows).items()))}
+            {"share": float(share), "samples": dict(sorted(s.corpora.items()))}
             for s, share in zip(sets, shares, strict=True)
         ]
         self._checkpoints = Checkpoints(out, config.keep_last)
@@ -243,5 +244,4 @@ def _fixed(config: TrainConfig) -> dict[str, Any]:
 
 def _data_identity(sets: Sequence[ShardSet], shares: npt.NDArray[np.float64]) -> str:
     cards = [[s.card.encoder, s.card.latent_mean, s.card.latent_std] for s in sets]
-    samples = [[[row.key, row.checksum] for row in s.rows] for s in sets]
-    return content_hash([cards, shares.tolist(), samples])
+    return content_hash([cards, shares.tolist(), [s.identity() for s in sets]])

@@ -15,8 +15,8 @@ from mgeldm.diffusion.timesteps import TimestepPatterns
 from training.config import TrainConfig
 from training.noising import Examples, Noising, noised, track_errors
 from training.parallel import Workers
-from training.randomness import Purpose, generator
-from training.stream import ShardSet
+from training.randomness import Purpose, uniforms
+from training.stream import LEVELS, ShardSet, conditions
 
 SUBSET = "validation"
 LARGEST = 64
@@ -50,11 +50,11 @@ class Validation:
         """
         self._mean, self._std, self._workers = mean, std, workers
         self._batch, self._process = max(1, config.stream.batch // workers.world), PROCESSES[config.objective]
-        stream = replace(config.stream, condition_dropout=0.0)
+        seed = config.stream.seed
         chosen = [
             (place, int(number))
             for place, shards in enumerate(sets)
-            for number in np.linspace(0, len(shards.rows) - 1, min(LARGEST, len(shards.rows))).astype(int)
+            for number in np.linspace(0, len(shards) - 1, min(LARGEST, len(shards))).astype(int)
         ]
         filled = -(-len(chosen) // workers.world) * workers.world
         mine = range(workers.rank, filled, workers.world)
@@ -62,9 +62,10 @@ class Validation:
         for number in mine:
             place, row = chosen[number % len(chosen)]
             shards = sets[place]
-            rng = generator(stream.seed, Purpose.VALIDATION_EXAMPLE, place, row)
-            examples.append(shards.example(shards.reader.read(shards.rows[row]), rng, stream))
-        latents, embeddings = (np.stack(part) for part in zip(*examples, strict=True))
+            levels = uniforms(seed, Purpose.VALIDATION_EXAMPLE, place, first=row, count=1, width=LEVELS)
+            latents, audio, text = shards.examples(np.array([row]), levels[:, :2])
+            examples.append((latents, conditions(audio, text, 0.0, levels)))
+        latents, embeddings = (np.concatenate(part) for part in zip(*examples, strict=True))
         real = torch.tensor([float(number < len(chosen)) for number in mine])[:, None]
         self.tasks: dict[str, Examples] = {}
         for task, (name, patterns) in enumerate(PATTERNS.items()):
@@ -89,7 +90,7 @@ class Validation:
     ) -> Self | None:
         """Over the data set folders that have a validation subset; None when there is none. Raises ShardError."""
         found = [
-            ShardSet(path, SUBSET, config.stream.crop_frames)
+            config.stream.open(path, SUBSET)
             for path, shards in zip(data, trained, strict=True)
             if shards.card.subsets.get(SUBSET)
         ]
