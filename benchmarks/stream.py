@@ -1,4 +1,4 @@
-"""The stream beside other loaders on the same samples, one thread each, from a warm page cache; its memory and start."""
+"""The stream beside other loaders on the same samples, one thread each, warm page cache; its memory and start."""
 
 import json
 import subprocess
