@@ -91,7 +91,7 @@ def mosaic(data: Path, folder: Path) -> Iterator[Sequence[Any]]:
             sample = reader.read(row)
             writer.write({"latents": sample.latents, "embeddings": sample.embeddings, "json": sample.meta})
     dataset = StreamingDataset(local=str(folder), shuffle=True, batch_size=BATCH)
-    loader = DataLoader(dataset, batch_size=BATCH, collate_fn=list)
+    loader = DataLoader(dataset, batch_size=BATCH)
     while True:
         yield from loader
 
@@ -113,8 +113,6 @@ def litdata(data: Path, folder: Path) -> Iterator[Sequence[Any]]:
         }
     writer.done()
     writer.merge()
-    loader = StreamingDataLoader(
-        StreamingDataset(str(folder), shuffle=True), batch_size=BATCH, num_workers=0, collate_fn=list
-    )
+    loader = StreamingDataLoader(StreamingDataset(str(folder), shuffle=True), batch_size=BATCH, num_workers=0)
     while True:
         yield from loader
