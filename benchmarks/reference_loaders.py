@@ -93,7 +93,8 @@ def mosaic(data: Path, folder: Path) -> Iterator[Sequence[Any]]:
     dataset = StreamingDataset(local=str(folder), shuffle=True, batch_size=BATCH)
     loader = DataLoader(dataset, batch_size=BATCH)
     while True:
-        yield from loader
+        for batch in loader:
+            yield batch["latents"]
 
 
 def litdata(data: Path, folder: Path) -> Iterator[Sequence[Any]]:
@@ -115,4 +116,5 @@ def litdata(data: Path, folder: Path) -> Iterator[Sequence[Any]]:
     writer.merge()
     loader = StreamingDataLoader(StreamingDataset(str(folder), shuffle=True), batch_size=BATCH, num_workers=0)
     while True:
-        yield from loader
+        for batch in loader:
+            yield batch["latents"]
