@@ -91,9 +91,10 @@ def mosaic(data: Path, folder: Path) -> Iterator[Sequence[Any]]:
             sample = reader.read(row)
             writer.write({"latents": sample.latents, "embeddings": sample.embeddings, "json": sample.meta})
     dataset = StreamingDataset(local=str(folder), shuffle=True, batch_size=BATCH)
-    loader = DataLoader(dataset, batch_size=BATCH, collate_fn=list)
+    loader = DataLoader(dataset, batch_size=BATCH)
     while True:
-        yield from loader
+        for batch in loader:
+            yield batch["latents"]
 
 
 def litdata(data: Path, folder: Path) -> Iterator[Sequence[Any]]:
@@ -113,8 +114,7 @@ def litdata(data: Path, folder: Path) -> Iterator[Sequence[Any]]:
         }
     writer.done()
     writer.merge()
-    loader = StreamingDataLoader(
-        StreamingDataset(str(folder), shuffle=True), batch_size=BATCH, num_workers=0, collate_fn=list
-    )
+    loader = StreamingDataLoader(StreamingDataset(str(folder), shuffle=True), batch_size=BATCH, num_workers=0)
     while True:
-        yield from loader
+        for batch in loader:
+            yield batch["latents"]

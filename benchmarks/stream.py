@@ -1,4 +1,4 @@
-"""The stream beside other loaders on the same samples, one thread each, warm page cache; its memory and start."""
+"""The stream beside other loaders on the same samples, from a warm page cache; its memory, start and mixing."""
 
 import json
 import subprocess
@@ -145,10 +145,10 @@ def _stream(data: Path) -> Batches:
 
 
 def _growth(one: Path, ten: Path) -> Iterator[Result]:
-    """Memory of a process after an epoch, and the time from its start to its first batch, over one and ten times."""
+    """Memory that an epoch needs beside the imports, and the time to a first batch, over one and ten times the data."""
     found = []
     for data, samples in ((one, SAMPLES), (ten, 10 * SAMPLES)):
-        command = [sys.executable, "-m", "benchmarks.stream", str(data), str(samples)]
+        command = [sys.executable, "-m", "benchmarks.stream_memory", str(data), str(samples)]
         found.append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
     yield Result(
         name="stream.resident",
@@ -156,7 +156,7 @@ def _growth(one: Path, ten: Path) -> Iterator[Result]:
         unit="MB",
         goal=300.0,
         better="lower",
-        detail={"at_one_tenth": found[0]["mb"]},
+        detail={"at_one_tenth": found[0]["mb"], "besides_imports_of": found[1]["imports_mb"]},
     )
     yield Result(
         name="stream.first_batch",
@@ -193,19 +193,3 @@ def _mixing(data: Path) -> Iterator[Result]:
         better="lower",
         detail={name: f"{share:.4f}" for name, share in shares.items()} | {"shards": SAMPLES // PER_SHARD},
     )
-
-
-def _measure(data: Path, samples: int) -> None:
-    begin = time.perf_counter()
-    loader = _stream(data)
-    count = len(next(loader))
-    first = time.perf_counter() - begin
-    while count < samples:
-        count += len(next(loader))
-    status = Path("/proc/self/status").read_text()
-    kilobytes = int(status.split("VmHWM:")[1].split()[0])
-    print(json.dumps({"mb": round(kilobytes / 1024, 1), "first_s": round(first, 3)}))
-
-
-if __name__ == "__main__":
-    _measure(Path(sys.argv[1]), int(sys.argv[2]))

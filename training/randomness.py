@@ -32,6 +32,6 @@ def uniforms(seed: int, purpose: Purpose, *place: int, first: int, count: int, w
     counts (Philox), and every place has counts of its own.
     """
     counts = -(-width // _BLOCK)
-    key = np.random.SeedSequence([seed, purpose, *place]).generate_state(2, np.uint64)
-    rng = np.random.Generator(np.random.Philox(key=key, counter=first * counts))
+    philox = np.random.Philox(np.random.SeedSequence([seed, purpose, *place]))
+    rng = np.random.Generator(philox.advance(first * counts))
     return rng.random((count, counts * _BLOCK))[:, :width]

@@ -47,6 +47,10 @@ class ShardSet:
         """
         self.data, self.crop_frames = str(data), crop_frames
         self.card: DatasetCard = read_card(data)
+        self.channels = int(self.card.codec["spec"]["latent_channels"])
+        """C of the latents."""
+        self.dim = int(self.card.embedder["spec"]["dim"])
+        """D of the embeddings."""
         index = read_index_table(data)
         index = index.filter(pc.equal(index["subset"], subset)).sort_by("key")
         if not len(index):
@@ -75,16 +79,6 @@ class ShardSet:
 
     def __len__(self) -> int:
         return len(self._keys)
-
-    @property
-    def channels(self) -> int:
-        """C of the latents."""
-        return int(self.card.codec["spec"]["latent_channels"])
-
-    @property
-    def dim(self) -> int:
-        """D of the embeddings."""
-        return int(self.card.embedder["spec"]["dim"])
 
     @property
     def hours(self) -> float:
