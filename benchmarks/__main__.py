@@ -13,7 +13,18 @@ from pathlib import Path
 from benchmarks.result import Result
 from manifests.atomic import write_bytes
 
-NAMES = ("scan", "songs", "encode", "kill_drill", "stream", "sampling", "long_audio")
+NAMES = (
+    "scan",
+    "songs",
+    "encode",
+    "stream",
+    "kill_drill",
+    "sampling",
+    "training",
+    "training_drill",
+    "timesteps",
+    "long_audio",
+)
 RESULTS = Path(__file__).with_name("RESULTS.md")
 
 

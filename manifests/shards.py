@@ -11,6 +11,7 @@ DATA/, a folder or an fsspec URL
 import hashlib
 import io
 import json
+import math
 import mmap
 import re
 import tarfile
@@ -239,8 +240,13 @@ def write_index(data: Path | str, rows: Iterable[IndexRow]) -> None:
 
 def read_index(data: Path | str) -> list[IndexRow]:
     """Read ``index.parquet`` of a data set. Raises ManifestError or StoreError."""
-    table, _ = read_table(open_store(data).location(INDEX_FILE), "index", INDEX_VERSION, INDEX_SCHEMA)
+    table = read_index_table(data)
     return [IndexRow(**{**row, "instruments": tuple(row["instruments"])}) for row in table.to_pylist()]
+
+
+def read_index_table(data: Path | str) -> pa.Table:
+    """The index as it lies, by columns: for data sets of many millions of samples. Raises as `read_index`."""
+    return read_table(open_store(data).location(INDEX_FILE), "index", INDEX_VERSION, INDEX_SCHEMA)[0]
 
 
 def write_card(data: Path | str, card: DatasetCard) -> None:
@@ -308,7 +314,7 @@ class ShardReader:
         self.card = read_card(data)
         self.rows = read_index(data)
         self._by_key = {row.key: row for row in self.rows}
-        self._stores = {root: open_store(root or data) for root in {row.root for row in self.rows}}
+        self._stores: dict[str, Store] = {}
         self._maps: dict[tuple[str, str], mmap.mmap] = {}
 
     def __len__(self) -> int:
@@ -326,11 +332,11 @@ class ShardReader:
 
     def read(self, row: IndexRow) -> Sample:
         """The sample at an index row. Raises ShardError when the shard is missing or damaged there, or StoreError."""
-        return read_sample(self.raw(row), row, self._stores[row.root].location(shard_name(row)))
+        return read_sample(self.raw(row), row, self._store(row).location(shard_name(row)))
 
     def raw(self, row: IndexRow) -> memoryview:
         """The sample's bytes in the tar, as the checksum of the index covers them. Raises as `read`."""
-        store, name = self._stores[row.root], shard_name(row)
+        store, name = self._store(row), shard_name(row)
         if is_remote(store.root):
             try:
                 return memoryview(store.read_range(name, row.offset, row.size))
@@ -339,6 +345,11 @@ class ShardReader:
         if (row.root, row.shard) not in self._maps:
             self._maps[row.root, row.shard] = map_shard(store, name)
         return sample_bytes(self._maps[row.root, row.shard], row)
+
+    def _store(self, row: IndexRow) -> Store:
+        if row.root not in self._stores:
+            self._stores[row.root] = open_store(row.root or self.data)
+        return self._stores[row.root]
 
 
 def shard_name(row: IndexRow) -> str:
@@ -381,12 +392,20 @@ def read_sample(content: memoryview, row: IndexRow, place: str) -> Sample:
 
 def _array(content: memoryview, begin: int) -> Array:
     """The ``.npy`` at ``begin``."""
+    shape, length = npy_header(content, begin)
+    return np.frombuffer(content, np.float16, math.prod(shape), begin + length).reshape(shape)
+
+
+def npy_header(content: memoryview | bytes, begin: int) -> tuple[tuple[int, ...], int]:
+    """Shape of the float16 ``.npy`` at ``begin`` of a sample's bytes, and the length of its header.
+
+    Raises ValueError, and nearly anything else where the bytes are damaged.
+    """
     header = io.BytesIO(content[begin : begin + tarfile.BLOCKSIZE])
     version = np.lib.format.read_magic(header)
     if version != (1, 0):
         raise ValueError(f"npy version {version}")
     shape, fortran, dtype = np.lib.format.read_array_header_1_0(header)
-    count = int(np.prod(shape))
-    if fortran or dtype != np.float16 or not 0 <= count <= (len(content) - begin - header.tell()) // 2:
+    if fortran or dtype != np.float16 or not 0 <= math.prod(shape) <= (len(content) - begin - header.tell()) // 2:
         raise ValueError(f"npy of {dtype} {shape}, Fortran order {fortran}")
-    return np.frombuffer(content, np.float16, count, begin + header.tell()).reshape(shape)
+    return shape, header.tell()

@@ -297,40 +297,10 @@ def _shards(arguments: Sequence[str]) -> int:
 
 
 def _train(arguments: Sequence[str]) -> int:
-    from training.config import TrainConfig, load_recipe, recipe_path
-    from training.loop import preview, train
+    from training.launch import launch
 
-    parser = _parser("train", "mgeldm train tiny --data DATA --out RUN --steps 2000 --stream.batch 32")
-    parser.add_argument("recipe", help="recipe YAML, or the name of one that is shipped (tiny, small, base)")
-    parser.add_argument("--data", action="append", required=True, metavar="DATA[=WEIGHT]", help="data set; repeatable")
-    parser.add_argument("--out", type=Path, required=True, help="run folder: checkpoint, metrics, state")
-    parser.add_argument("--no-resume", action="store_true", help="begin anew though the run folder holds a state")
-    parser.add_argument("--dry-run", action="store_true", help="show parameters, samples and steps, train nothing")
-    _options(parser, TrainConfig)
-    recipe = _parsed(parser, arguments).recipe
-    load_recipe(recipe_path(recipe))  # whatever is wrong with it is said with its name
-    # The recipe is read before the flags, so that a flag replaces the recipe's value.
-    parsed = _parsed(parser, ["--config", str(recipe_path(recipe)), *arguments])
-    config = _made(TrainConfig, parsed)
-    data = [_weighted(text) for text in parsed.data]
-    if parsed.dry_run:
-        _show(preview(config, data), parsed.json)
-        return OK
-    _show(asdict(train(config, data, parsed.out, resume=not parsed.no_resume)), parsed.json)
+    _show(launch(arguments), "--json" in arguments)
     return OK
-
-
-def _weighted(text: str) -> tuple[Path | str, float | None]:
-    from manifests.remote import parse_root
-
-    path, sign, weight = text.rpartition("=")
-    # A "=" further up in a path or URL is part of it.
-    if not sign or "/" in weight or Path(text).exists():
-        return parse_root(text), None
-    try:
-        return parse_root(path), float(weight)
-    except ValueError:
-        raise ConfigError(f"--data {text}: the weight after '=' is not a number") from None
 
 
 def _train_codec(arguments: Sequence[str]) -> int:

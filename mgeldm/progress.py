@@ -6,7 +6,7 @@ from typing import Any
 from tqdm import tqdm
 
 
-def progress(total: int, label: str, unit: str, initial: int = 0) -> "tqdm[Any]":
+def progress(total: int, label: str, unit: str, initial: int = 0, *, quiet: bool = False) -> "tqdm[Any]":
     """A progress bar with rate and ETA. Use as a context manager and call ``update``; ``set_postfix`` adds figures."""
     live = sys.stderr.isatty()
     return tqdm(
@@ -18,5 +18,5 @@ def progress(total: int, label: str, unit: str, initial: int = 0) -> "tqdm[Any]"
         mininterval=0.2 if live else 15.0,
         dynamic_ncols=live,
         smoothing=0.1,
-        disable=None if live else False,
+        disable=True if quiet else None if live else False,
     )

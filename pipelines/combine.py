@@ -127,7 +127,7 @@ def _write(
     prompts: dict[str, npt.NDArray[np.float32]] = {}
     for reader in readers:
         prompts = read_prompts(reader.data) | prompts
-    sidecars, licenses = _sidecars(readers, rows)
+    sidecars, licenses = _sidecars(readers[0], rows)
     card = _card(readers[0].card, rows, [sidecar for _, sidecar in sidecars], licenses, len(failures))
     write_prompts(store.location(PROMPTS_FILE), prompts)
     write_failures(out, failures)
@@ -144,20 +144,20 @@ def _write(
     )
 
 
-def _sidecars(
-    readers: Sequence[ShardReader], rows: Sequence[IndexRow]
-) -> tuple[list[tuple[str, Sidecar]], dict[str, str]]:
-    """Each shard's root and sidecar, trimmed to ``rows``; and the licence of each song."""
+def _sidecars(reader: ShardReader, rows: Sequence[IndexRow]) -> tuple[list[tuple[str, Sidecar]], dict[str, str]]:
+    """Each shard's root and sidecar, trimmed to ``rows``; and the licence of each song.
+
+    Rows name their roots, so that any reader can read them.
+    """
     by_shard: dict[tuple[str, str], list[IndexRow]] = defaultdict(list)
     for row in rows:
         by_shard[row.root, row.shard].append(row)
-    owners = {_rooted(row, reader.data).root: reader for reader in readers for row in reader.rows}
     sidecars, licenses = [], {}
     for (root, shard), chosen in sorted(by_shard.items()):
         sidecar = parse_sidecar(root, shard.removesuffix(".tar"))
-        sidecars.append((root, _trimmed(sidecar, chosen, owners[root])))
+        sidecars.append((root, _trimmed(sidecar, chosen, reader)))
         for row in {row.song_id: row for row in chosen}.values():
-            licenses[row.song_id] = owners[root][row.key].meta["license"]
+            licenses[row.song_id] = reader.read(row).meta["license"]
     return sidecars, licenses
 
 
@@ -191,7 +191,7 @@ def _trimmed(sidecar: Sidecar, chosen: Sequence[IndexRow], reader: ShardReader) 
     count, seconds = 0, 0.0
     total, squares = np.zeros(len(sidecar.latent_sum)), np.zeros(len(sidecar.latent_sum))
     for row in sorted(chosen, key=lambda row: row.offset):
-        sample = reader[row.key]
+        sample = reader.read(row)
         values = sample.latents.astype(np.float64)
         count += values.shape[0] * values.shape[2]
         seconds += sample.meta["duration_s"]

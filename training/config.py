@@ -2,18 +2,36 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
 from manifests.errors import ConfigError
+from manifests.shards import TRACKS
 from mgeldm.diffusion.schedule import Objective
 from mgeldm.diffusion.timesteps import TimestepPatterns
 from mgeldm.model.config import PRESETS, JointConfig
+from training.parallel import Parallel
+from training.schedules import Schedule
 from training.stream import StreamConfig
 
 RECIPES = Path(__file__).with_name("recipes")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSize:
+    """What a recipe changes of the preset's network; None leaves it as it is."""
+
+    width_per_track: int | None = None
+    """Width that each track adds to the transformer."""
+    depth: int | None = None
+    """Blocks."""
+    heads: int | None = None
+    """Attention heads."""
+    norm: Literal["group", "layer"] | None = None
+    """"group" (the paper) or "layer"."""
 
 
 # Without slots, like the other configurations with nested ones: jsonargparse reads the defaults of those from __dict__.
@@ -23,6 +41,7 @@ class TrainConfig:
 
     preset: str = "tiny"
     """Size of the network: tiny, small, base or paper."""
+    model: ModelSize = field(default_factory=ModelSize)
     steps: int = 1000
     """Optimiser steps in all."""
     objective: Objective = "v"
@@ -33,29 +52,60 @@ class TrainConfig:
     """AdamW's moments."""
     weight_decay: float = 1e-3
     """AdamW's weight decay."""
+    schedule: Schedule = "inverse_sqrt"
+    """Learning rate after its warm-up: "inverse_sqrt" (the paper), "cosine", or "wsd": stable, then down."""
     warmup: int = 100
-    """Steps of linear warm-up, then the rate falls with the inverse square root of the step."""
+    """Steps in which the rate rises to its peak."""
+    decay_share: float = 0.1
+    """Last part of the steps in which "wsd" falls to 0."""
     clip: float = 1.0
     """Largest gradient norm."""
+    spike: float = 10.0
+    """A step with so many times the usual gradient norm is skipped, as is one that is not finite; 0: only these."""
+    patience: int = 10
+    """So many skipped steps in a row end the run."""
     ema: float = 0.999
     """Decay of the averaged weights, which are what is saved (paper: 0.9999)."""
     seed: int = 0
     """Seed of the initial weights, noise and timesteps; the stream has its own."""
+    present: tuple[str, ...] = TRACKS
+    """Tracks that the data has; the loss is never on another. ["mix"] learns from mixtures only."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """Of the network's arithmetic; weights, their average, loss and optimiser are float32 always."""
+    accumulate: int = 1
+    """Parts that each process cuts its share of a batch into, one after the other: less memory, the same gradient."""
+    compile: bool = False
+    """Compile the network: minutes at the start, then faster steps on a GPU."""
+    recompute: bool = False
+    """Keep no activations inside the blocks but compute them again for the gradient: slower, far less memory."""
+    parallel: Parallel = "ddp"
+    """Among several processes: "ddp", each with all weights, or "fsdp" (FSDP2), each with its share of them."""
     device: str = "auto"
-    """"auto", "cpu", "cuda" or "cuda:1"."""
+    """"auto", "cpu", "cuda" or "cuda:1"; among several processes each takes a GPU of its own."""
     save_every: int = 500
     """Steps between checkpoints."""
+    keep_last: int = 1
+    """Checkpoints that are kept; the best by validation is kept besides."""
     validate_every: int = 250
     """Steps between validations, where the data has a validation subset."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
+    tensorboard: bool = False
+    """Write the metrics for TensorBoard too."""
+    wandb: str = ""
+    """Project of Weights & Biases to send the metrics to; needs `pip install wandb`."""
+    listen_every: int = 0
+    """Steps between audio samples of each task for TensorBoard; 0: none."""
+    codec: str = "default"
+    """Codec folder or hub id that makes samples audible, if not the one shipped."""
     stream: StreamConfig = field(default_factory=StreamConfig)
     patterns: TimestepPatterns = field(default_factory=TimestepPatterns)
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise ConfigError(f"preset {self.preset!r} is none of {', '.join(PRESETS)}")
-        for name in ("steps", "save_every", "validate_every", "log_every", "warmup"):
+        counts = ("steps", "save_every", "keep_last", "validate_every", "log_every", "warmup", "patience", "accumulate")
+        for name in counts:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)} must be at least 1")
         for name in ("learning_rate", "clip"):
@@ -66,10 +116,42 @@ class TrainConfig:
                 raise ConfigError(f"a decay of {value} (ema, betas) must be at least 0 and below 1")
         if self.seed < 0 or self.weight_decay < 0:
             raise ConfigError(f"seed {self.seed} and weight_decay {self.weight_decay} must not be negative")
+        if self.spike < 0 or self.listen_every < 0 or not 0 < self.decay_share <= 1:
+            raise ConfigError(
+                f"spike {self.spike} and listen_every {self.listen_every} must be at least 0, decay_share "
+                f"{self.decay_share} above 0 and at most 1"
+            )
+        if self.listen_every and (not self.tensorboard or self.parallel == "fsdp"):
+            raise ConfigError(f"listen_every {self.listen_every} needs tensorboard, and parallel ddp")
+        self._check_present()
 
-    def model(self, latent_channels: int, embedding_dim: int) -> JointConfig:
-        """The network's configuration for a data set."""
-        return replace(PRESETS[self.preset], latent_channels=latent_channels, embedding_dim=embedding_dim)
+    def _check_present(self) -> None:
+        if not self.present or set(self.present) - set(TRACKS):
+            raise ConfigError(f"present {list(self.present)}: give one or more of {', '.join(TRACKS)}")
+        for track in TRACKS:
+            if track not in self.present and getattr(self.patterns, f"{track}_given"):
+                raise ConfigError(f"patterns.{track}_given must be 0, since {track!r} is not among present")
+        if not self.patterns.all and len(self.present) == 1:
+            raise ConfigError(f"patterns.all must be above 0, since only {self.present[0]!r} is present")
+
+    def network(self, latent_channels: int, embedding_dim: int) -> JointConfig:
+        """The network's configuration for a data set. Raises ConfigError when the sizes make no network."""
+        changes = {key: value for key, value in asdict(self.model).items() if value is not None}
+        try:
+            return replace(
+                PRESETS[self.preset], latent_channels=latent_channels, embedding_dim=embedding_dim, **changes
+            )
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+
+    def share(self, world: int) -> int:
+        """Examples of a batch for each of ``world`` processes. Raises ConfigError when it cannot be divided."""
+        if self.stream.batch % (world * self.accumulate):
+            raise ConfigError(
+                f"stream.batch {self.stream.batch} cannot be divided among {world} processes in {self.accumulate} "
+                f"parts each (accumulate); choose a multiple of {world * self.accumulate}"
+            )
+        return self.stream.batch // world
 
 
 def recipe_path(name: str) -> Path:
@@ -92,11 +174,13 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> TrainConfig:
     # Slow to import, and only needed here.
     from jsonargparse import ArgumentError, ArgumentParser
 
-    values = _flat(read_yaml(path)) | dict(_override(text) for text in overrides)
-    known = _flat(asdict(TrainConfig()))
+    values = flat(read_yaml(path)) | dict(_override(text) for text in overrides)
+    known = flat(asdict(TrainConfig()))
     for key, value in values.items():
         if key not in known:
-            raise ConfigError(f"{path}: a recipe has no {key!r}; it has {', '.join(known)}")
+            near = get_close_matches(str(key), known, 1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ConfigError(f"{path}: a recipe has no {key!r}; {hint}it has {', '.join(known)}")
         if value is None:
             raise ConfigError(f"{path}: {key} has no value")
     parser = ArgumentParser(exit_on_error=False)
@@ -119,11 +203,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return raw
 
 
-def _flat(raw: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+def flat(raw: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
     """Nested mappings as dotted keys."""
     values: dict[str, Any] = {}
     for key, value in raw.items():
-        values |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        values |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return values
 
 

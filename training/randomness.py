@@ -1,8 +1,12 @@
-"""The random choices of a training run: each has a generator of its own, from the seed, its purpose and its place."""
+"""The random choices of a training run: each has numbers of its own, from the seed, its purpose and its place."""
 
 from enum import IntEnum
 
 import numpy as np
+import numpy.typing as npt
+
+_BLOCK = 4
+"""Numbers that one count of the generator gives."""
 
 
 class Purpose(IntEnum):
@@ -19,3 +23,15 @@ class Purpose(IntEnum):
 def generator(seed: int, purpose: Purpose, *place: int) -> np.random.Generator:
     """The generator for one choice; ``place`` are whole numbers from 0, such as the step."""
     return np.random.default_rng(np.random.SeedSequence([seed, purpose, *place]))
+
+
+def uniforms(seed: int, purpose: Purpose, *place: int, first: int, count: int, width: int) -> npt.NDArray[np.float64]:
+    """Numbers in [0, 1) for many places at once ``[count, width]``: row i is that of place ``(*place, first + i)``.
+
+    A row depends on its place alone, not on where the rows begin or how many are drawn: the generator is one that
+    counts (Philox), and every place has counts of its own.
+    """
+    counts = -(-width // _BLOCK)
+    philox = np.random.Philox(np.random.SeedSequence([seed, purpose, *place]))
+    rng = np.random.Generator(philox.advance(first * counts))
+    return rng.random((count, counts * _BLOCK))[:, :width]

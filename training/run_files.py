@@ -67,6 +67,11 @@ class Metrics:
         self._file.flush()
 
 
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The lines of a metrics file, but for one that was cut by a kill."""
+    return [json.loads(line) for line in _lines(path) if _step(line) < math.inf]
+
+
 def _lines(path: Path) -> list[str]:
     return path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
 

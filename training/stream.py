@@ -1,40 +1,64 @@
-"""The stream: samples of one or more data sets as batches of crops, a pure function of the seed.
+"""The stream: examples of one or more data sets as batches, a pure function of the seed.
 
-Element ``n`` of the stream is drawn with its own random generators, from ``(seed, n)``: which data set (by weight),
-which split, which crop, the text/audio mixture, which conditions are dropped. A data set's samples come in the order
-of a permutation of ``(seed, data set, epoch)``, each once an epoch. The state to resume from is the number of elements
-drawn and how many of them each data set gave; it travels with every batch.
+- Element ``n`` of the stream has random numbers of its own, from ``(seed, n)``: which data set (by weight), which
+  split, which crop, how much of text and audio, which conditions are dropped. A data set's samples come in the order
+  of ``(seed, data set, epoch)``, each once an epoch.
+- A batch is the next ``batch`` elements; of ``world`` processes each takes an equal part, in order. So the number of
+  processes, threads and shards changes nothing of the sequence, and all processes have the same number of batches.
+- The state to go on from is the number of elements drawn and how many of them each data set gave: the same for all
+  processes, and with every batch. It fits any number of processes and any batch.
 """
 
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from manifests.errors import ConfigError, ShardError
-from manifests.shards import TRACKS, DatasetCard, IndexRow, Sample, ShardReader, read_prompts
+from manifests.errors import ConfigError
+from manifests.shards import TRACKS
 from mgeldm.diffusion.conditions import training_conditions
 from training.ahead import load_ahead
-from training.randomness import Purpose, generator
+from training.blend import blend
+from training.order import Order, epoch_order
+from training.randomness import Purpose, generator, uniforms
+from training.shard_cache import ShardCache
+from training.shard_set import Float, Half, Rows, ShardSet
 
-Float = npt.NDArray[np.float32]
-_SOURCE = TRACKS.index("source")
+T = TypeVar("T", bound=np.generic)
+
+__all__ = ["LEVELS", "Batch", "Float", "ShardSet", "Stream", "StreamConfig", "StreamState", "blend", "conditions"]
+
+LEVELS = 2 + 1 + len(TRACKS)
+"""Numbers that make an example: of split and crop, of text and audio, of dropping each track's condition."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreamConfig:
-    """How crops are drawn."""
+    """How examples are drawn."""
 
     crop_frames: int = 40
     """Latent frames of an example."""
     batch: int = 16
-    """Examples of a batch."""
+    """Examples of a batch, over all processes."""
     condition_dropout: float = 0.1
     """Chance that a track's embedding is replaced by zeros, drawn for each track (paper: 0.1; extraction likes 0.5)."""
     seed: int = 0
     """Seed of order, crops and conditions."""
+    temperature: float = 1.0
+    """Data sets without a weight share the stream by hours ** (1 / temperature)."""
+    order: Order = "shuffled"
+    """"shuffled": any sample may follow any other; "shards": some shards at a time, for data that is far away."""
+    buffer_shards: int = 32
+    """Shards that are mixed at a time, in the order "shards"."""
+    workers: int = 1
+    """Threads that read, of each process."""
+    cache: str = ""
+    """Folder to keep what comes from far in, shared by all processes of a machine; "": nothing is kept."""
+    cache_gb: float = 50.0
+    """Most that the cache holds; in the order "shards" it keeps whole shards, and needs room for the buffer's."""
 
     def __post_init__(self) -> None:
         if self.crop_frames < 1 or self.batch < 1:
@@ -43,11 +67,20 @@ class StreamConfig:
             raise ConfigError(f"condition_dropout {self.condition_dropout} is a probability, between 0 and 1")
         if self.seed < 0:
             raise ConfigError(f"stream seed {self.seed} must not be negative")
+        if not self.temperature > 0 or not self.cache_gb > 0:
+            raise ConfigError(f"temperature {self.temperature} and cache_gb {self.cache_gb} must be above 0")
+        if self.buffer_shards < 1 or self.workers < 1:
+            raise ConfigError(f"buffer_shards {self.buffer_shards} and workers {self.workers} must be at least 1")
+
+    def open(self, data: Path | str, subset: str) -> ShardSet:
+        """A subset of a data set, as this stream reads it. Raises as `ShardSet`."""
+        cache = ShardCache(self.cache, int(self.cache_gb * 1e9)) if self.cache else None
+        return ShardSet(data, subset, self.crop_frames, cache=cache, whole_shards=self.order == "shards")
 
 
 @dataclass(frozen=True, slots=True)
 class StreamState:
-    """Position after a batch."""
+    """Position after a batch, the same for all processes."""
 
     drawn: int
     """Elements drawn so far, over all data sets."""
@@ -57,154 +90,130 @@ class StreamState:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Examples and the state after them."""
+    """Examples of this process and the state after the batch of all."""
 
-    latents: Float
+    latents: Half
     """``[B, 3, C, L]``, as stored (not normalised)."""
     embeddings: Float
     """``[B, 3, D]``: audio for mix and submix, a mixture of text and audio for the source; dropped ones are zeros."""
     keys: tuple[str, ...]
     """Window ids."""
+    elements: tuple[int, ...]
+    """Places in the stream, over all processes."""
     state: StreamState
 
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """A batch before it is read: (element, data set, row) of its examples, and the state after it."""
+    """A batch of this process before it is read."""
 
-    picks: tuple[tuple[int, int, int], ...]
+    first: int
+    """Its first element."""
+    sets: Rows
+    """Data set of each element ``[B]``."""
+    rows: Rows
+    """Row in the data set ``[B]``."""
     state: StreamState
-
-
-class ShardSet:
-    """The samples of one subset of a data set folder, and the text embeddings beside them."""
-
-    def __init__(self, data: Path | str, subset: str, crop_frames: int) -> None:
-        """Raises ShardError when the subset is empty or its windows are shorter than the crop."""
-        self.reader = ShardReader(data)
-        self.card: DatasetCard = self.reader.card
-        self.rows: list[IndexRow] = sorted(
-            (row for row in self.reader.rows if row.subset == subset), key=lambda row: row.key
-        )
-        if not self.rows:
-            raise ShardError(f"{data}: no sample of subset {subset!r}; it has {self.card.subsets}")
-        self.prompts = read_prompts(data)
-        self._check_length(self.reader.read(self.rows[0]), crop_frames)
-
-    def example(self, sample: Sample, rng: np.random.Generator, config: StreamConfig) -> tuple[Float, Float]:
-        """A random crop of a random split: latents ``[3, C, L]`` and embeddings ``[3, D]``. Raises ShardError."""
-        self._check_length(sample, config.crop_frames)
-        chosen = int(rng.integers(len(sample.meta["splits"])))
-        latents, audio = sample.tracks(chosen)
-        start = int(rng.integers(latents.shape[-1] - config.crop_frames + 1))
-        heard = audio[:, self.embedding_hop(start, config.crop_frames, audio.shape[1])]
-        text = self._prompt(sample, sample.meta["splits"][chosen]["source_text"])
-        embeddings = training_conditions(heard, text, _SOURCE, config.condition_dropout, rng)
-        return latents[..., start : start + config.crop_frames].astype(np.float32), embeddings
-
-    def embedding_hop(self, start: int, frames: int, hops: int) -> int:
-        """The embedding whose window lies best in the middle of a crop: the embedding moves with the crop."""
-        middle = (start + frames / 2) / self.card.frames_per_second
-        nearest = (middle - self.card.embedder["spec"]["window_s"] / 2) / self.card.embed_hop_s
-        return int(np.clip(round(nearest), 0, hops - 1))
-
-    def _check_length(self, sample: Sample, crop_frames: int) -> None:
-        frames = sample.latents.shape[-1]
-        if frames < crop_frames:
-            raise ShardError(
-                f"{self.reader.data}: window {sample.key} has {frames} frames, fewer than the crop of {crop_frames}; "
-                "lower stream.crop_frames, or split with longer windows"
-            )
-
-    def _prompt(self, sample: Sample, text: str) -> Float:
-        try:
-            return self.prompts[text]
-        except KeyError:
-            raise ShardError(
-                f"{self.reader.data}: no text embedding of {text!r}, which window {sample.key} needs; "
-                "`mgeldm encode` writes them anew"
-            ) from None
 
 
 class Stream:
     """Endless batches over one or more data sets."""
 
-    def __init__(self, sets: Sequence[ShardSet], weights: Sequence[float | None] | None, config: StreamConfig) -> None:
-        """Blend ``sets`` by ``weights`` (see `blend`); None gives every sample the same share.
+    def __init__(
+        self,
+        sets: Sequence[ShardSet],
+        weights: Sequence[float | None] | None,
+        config: StreamConfig,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        """Blend ``sets`` by ``weights`` (see `blend`); None gives every hour the same chance, at temperature 1.
 
         Raises:
-            ConfigError: there is no data set, weights make no blend, or the data sets were encoded differently.
+            ConfigError: there is no data set, weights make no blend, the data sets were encoded differently, or a batch
+                cannot be divided among the processes.
         """
         if len({(s.card.encoder, s.card.prompt_template) for s in sets}) > 1:
             raise ConfigError("the data sets were made with different codecs, embedders or prompts; encode them alike")
-        self.shares = blend([len(s.rows) for s in sets], weights or [None] * len(sets))
-        self._sets, self._config = list(sets), config
+        if not 0 <= rank < world or config.batch % world:
+            raise ConfigError(f"batch {config.batch} cannot be divided among {world} processes (this is {rank})")
+        self.shares = blend([s.hours for s in sets], weights or [None] * len(sets), config.temperature)
+        self._sets, self._config, self._rank, self._world = list(sets), config, rank, world
         self._edges = np.cumsum(self.shares)[:-1]
-        self._orders: dict[tuple[int, int], npt.NDArray[np.int64]] = {}
+        self._orders: dict[tuple[int, int], Rows] = {}
 
     def start(self) -> StreamState:
         """The state before the first element."""
         return StreamState(0, (0,) * len(self._sets))
 
     def batches(self, state: StreamState, ahead: int = 4) -> Generator[Batch, None, None]:
-        """Batches from ``state`` on, for ever, ``ahead`` of them read by a thread until the generator is closed."""
-        return load_ahead(self._load, self._plans(state), ahead)
+        """Batches from ``state`` on, for ever, ``ahead`` of them read by threads until the generator is closed."""
+        return load_ahead(self._load, self._plans(state), ahead, self._config.workers)
 
     def _plans(self, state: StreamState) -> Iterator[_Plan]:
-        drawn, positions = state.drawn, list(state.positions)
+        size, share = self._config.batch, self._config.batch // self._world
+        mine = slice(self._rank * share, (self._rank + 1) * share)
+        drawn, positions = state.drawn, np.array(state.positions)
         while True:
-            picks = []
-            for _ in range(self._config.batch):
-                chosen = self._data_set(drawn)
-                epoch, place = divmod(positions[chosen], len(self._sets[chosen].rows))
-                picks.append((drawn, chosen, int(self._order(chosen, epoch)[place])))
-                positions[chosen] += 1
-                drawn += 1
-            yield _Plan(tuple(picks), StreamState(drawn, tuple(positions)))
+            sets = self._data_sets(drawn)
+            rows = np.empty(size, np.int64)
+            for number in range(len(self._sets)):
+                here = np.flatnonzero(sets == number)
+                rows[here] = self._rows(number, int(positions[number]), len(here))
+                positions[number] += len(here)
+            yield _Plan(
+                drawn + mine.start, sets[mine], rows[mine], StreamState(drawn + size, tuple(positions.tolist()))
+            )
+            drawn += size
 
-    def _data_set(self, element: int) -> int:
+    def _data_sets(self, first: int) -> Rows:
+        size = self._config.batch
         if len(self._sets) == 1:
-            return 0
-        level = generator(self._config.seed, Purpose.DATA_SET, element).random()
-        return int(np.searchsorted(self._edges, level, side="right"))
+            return np.zeros(size, np.int64)
+        levels = uniforms(self._config.seed, Purpose.DATA_SET, first=first, count=size, width=1)[:, 0]
+        return np.searchsorted(self._edges, levels, side="right")
 
-    def _order(self, chosen: int, epoch: int) -> npt.NDArray[np.int64]:
-        if (chosen, epoch) not in self._orders:
-            self._orders = {key: order for key, order in self._orders.items() if key[0] != chosen}
-            rng = generator(self._config.seed, Purpose.ORDER, chosen, epoch)
-            self._orders[chosen, epoch] = rng.permutation(len(self._sets[chosen].rows))
-        return self._orders[chosen, epoch]
+    def _rows(self, number: int, position: int, count: int) -> Rows:
+        """The next rows of a data set that has given ``position`` elements."""
+        parts, size = [np.empty(0, np.int64)], len(self._sets[number])
+        while count:
+            epoch, place = divmod(position, size)
+            parts.append(self._order(number, epoch)[place : place + count])
+            position, count = position + len(parts[-1]), count - len(parts[-1])
+        return np.concatenate(parts)
+
+    def _order(self, number: int, epoch: int) -> Rows:
+        if (number, epoch) not in self._orders:
+            self._orders = {key: order for key, order in self._orders.items() if key[0] != number}
+            rng = generator(self._config.seed, Purpose.ORDER, number, epoch)
+            order, buffer = self._config.order, self._config.buffer_shards
+            self._orders[number, epoch] = epoch_order(self._sets[number].shards, order, buffer, rng)
+        return self._orders[number, epoch]
 
     def _load(self, plan: _Plan) -> Batch:
-        examples, keys = [], []
-        for element, chosen, row in plan.picks:
-            shards = self._sets[chosen]
-            rng = generator(self._config.seed, Purpose.EXAMPLE, element)
-            keys.append(shards.rows[row].key)
-            examples.append(shards.example(shards.reader.read(shards.rows[row]), rng, self._config))
-        latents, embeddings = zip(*examples, strict=True)
-        return Batch(np.stack(latents), np.stack(embeddings), tuple(keys), plan.state)
+        size = len(plan.rows)
+        levels = uniforms(self._config.seed, Purpose.EXAMPLE, first=plan.first, count=size, width=LEVELS)
+        parts, keys = [], np.empty(size, object)
+        order = np.argsort(plan.sets, kind="stable")
+        for number in np.unique(plan.sets):
+            here, shards = order[plan.sets[order] == number], self._sets[number]
+            parts.append(shards.examples(plan.rows[here], levels[here, :2]))
+            keys[here] = shards.keys(plan.rows[here])
+        latents, audio, text = zip(*parts, strict=True)
+        embeddings = conditions(_placed(audio, order), _placed(text, order), self._config.condition_dropout, levels)
+        elements = tuple(range(plan.first, plan.first + size))
+        return Batch(_placed(latents, order), embeddings, tuple(keys.tolist()), elements, plan.state)
 
 
-def blend(samples: Sequence[int], weights: Sequence[float | None]) -> npt.NDArray[np.float64]:
-    """Share of each data set in the stream ``[sets]``, summing to 1, from their numbers of samples and their weights.
+def conditions(audio: Half, text: Float, dropout: float, levels: npt.NDArray[np.float64]) -> Float:
+    """Embeddings ``[B, 3, D]`` of examples, mixed and dropped by their ``levels`` ``[B, LEVELS]``."""
+    return training_conditions(audio, text, TRACKS.index("source"), dropout, levels[:, 2:])
 
-    Where every data set has a weight, weights are relative to each other. Where some have none, a weight is a share of
-    the stream, and those without one divide the rest by their samples.
 
-    Raises:
-        ConfigError: there is no data set, a weight is not above 0, or nothing is left for those without one.
-    """
-    if not samples or len(weights) != len(samples):
-        raise ConfigError(f"{len(samples)} data sets and {len(weights)} weights; give at least one data set")
-    given = np.array([weight or 0.0 for weight in weights])
-    free = np.array([weight is None for weight in weights])
-    if not (np.isfinite(given) & ((given > 0) | free)).all():
-        raise ConfigError(f"weights {list(weights)}: each must be a number above 0")
-    if free.all() or not free.any():
-        shares = np.array(samples, dtype=np.float64) if free.all() else given
-        return shares / shares.sum()
-    if given.sum() >= 1:
-        raise ConfigError(f"weights {list(weights)} leave nothing for the data sets without one; they must sum below 1")
-    rest = np.where(free, samples, 0)
-    return given + (1 - given.sum()) * rest / rest.sum()
+def _placed(parts: Sequence[npt.NDArray[T]], order: Rows) -> npt.NDArray[T]:
+    """The rows of ``parts``, one after the other, at the places ``order``."""
+    if len(parts) == 1:
+        return parts[0]
+    placed = np.empty((len(order), *parts[0].shape[1:]), parts[0].dtype)
+    placed[order] = np.concatenate(parts)
+    return placed

@@ -7,14 +7,16 @@ from typing import Self
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor
 
-from mgeldm.diffusion.objective import v_loss
+from manifests.shards import TRACKS
 from mgeldm.diffusion.schedule import PROCESSES
 from mgeldm.diffusion.timesteps import TimestepPatterns
 from training.config import TrainConfig
-from training.randomness import Purpose, generator
-from training.stream import Float, ShardSet
+from training.noising import Examples, Noising, noised, track_errors
+from training.parallel import Workers
+from training.randomness import Purpose, uniforms
+from training.stream import LEVELS, ShardSet, conditions
 
 SUBSET = "validation"
 LARGEST = 64
@@ -25,28 +27,56 @@ PATTERNS = {
     "impute": TimestepPatterns(all=0, mix_given=0, submix_given=1, source_given=0),
     "accompany": TimestepPatterns(all=0, mix_given=0, submix_given=0, source_given=1),
 }
+GIVEN = {"generate": None, "extract": "mix", "impute": "submix", "accompany": "source"}
+BINS = ("0.00", "0.25", "0.50", "0.75")
+"""Lower ends of the bins of noise levels."""
+
+Network = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 class Validation:
-    """The same examples, noise and timesteps at every call."""
+    """The same examples, noise and timesteps at every call, for any number of processes.
+
+    Each process takes every so many-th example, the last filled up with examples that do not count, so that all do the
+    same work.
+    """
 
     def __init__(
-        self, sets: Sequence[ShardSet], config: TrainConfig, normalise: Callable[[Float], torch.Tensor]
+        self, sets: Sequence[ShardSet], config: TrainConfig, mean: Tensor, std: Tensor, workers: Workers
     ) -> None:
         """Take evenly spaced windows of each data set; their crops and conditions do not change.
 
         No condition is dropped, so that runs with more and with less dropout can be compared.
         """
-        stream = replace(config.stream, condition_dropout=0.0)
+        self._mean, self._std, self._workers = mean, std, workers
+        self._batch, self._process = max(1, config.stream.batch // workers.world), PROCESSES[config.objective]
+        seed = config.stream.seed
+        chosen = [
+            (place, int(number))
+            for place, shards in enumerate(sets)
+            for number in np.linspace(0, len(shards) - 1, min(LARGEST, len(shards))).astype(int)
+        ]
+        filled = -(-len(chosen) // workers.world) * workers.world
+        mine = range(workers.rank, filled, workers.world)
         examples = []
-        for place, shards in enumerate(sets):
-            for number in np.linspace(0, len(shards.rows) - 1, min(LARGEST, len(shards.rows))).astype(int):
-                rng = generator(stream.seed, Purpose.VALIDATION_EXAMPLE, place, int(number))
-                examples.append(shards.example(shards.reader.read(shards.rows[number]), rng, stream))
-        latents, embeddings = zip(*examples, strict=True)
-        self._latents = normalise(np.stack(latents))
-        self._embeddings = torch.from_numpy(np.stack(embeddings)).to(self._latents.device)
-        self._seed, self._batch, self._process = config.seed, stream.batch, PROCESSES[config.objective]
+        for number in mine:
+            place, row = chosen[number % len(chosen)]
+            shards = sets[place]
+            levels = uniforms(seed, Purpose.VALIDATION_EXAMPLE, place, first=row, count=1, width=LEVELS)
+            latents, audio, text = shards.examples(np.array([row]), levels[:, :2])
+            examples.append((latents, conditions(audio, text, 0.0, levels)))
+        latents, embeddings = (np.concatenate(part) for part in zip(*examples, strict=True))
+        real = torch.tensor([float(number < len(chosen)) for number in mine])[:, None]
+        self.tasks: dict[str, Examples] = {}
+        for task, (name, patterns) in enumerate(PATTERNS.items()):
+            if GIVEN[name] is not None and GIVEN[name] not in config.present:
+                continue
+            noising = Noising(
+                seed=config.seed, purpose=Purpose.VALIDATION_NOISE, patterns=patterns, present=config.present
+            )
+            made = noising.examples(latents, embeddings, [4 * number + task for number in mine])
+            if made.counted.any():
+                self.tasks[name] = replace(made, counted=made.counted * real).to(workers.device)
 
     @classmethod
     def of(
@@ -54,26 +84,37 @@ class Validation:
         data: Sequence[Path | str],
         trained: Sequence[ShardSet],
         config: TrainConfig,
-        normalise: Callable[[Float], torch.Tensor],
+        mean: Tensor,
+        std: Tensor,
+        workers: Workers,
     ) -> Self | None:
         """Over the data set folders that have a validation subset; None when there is none. Raises ShardError."""
         found = [
-            ShardSet(path, SUBSET, config.stream.crop_frames)
+            config.stream.open(path, SUBSET)
             for path, shards in zip(data, trained, strict=True)
             if shards.card.subsets.get(SUBSET)
         ]
-        return cls(found, config, normalise) if found else None
+        return cls(found, config, mean, std, workers) if found else None
 
     @torch.no_grad()
-    def __call__(self, network: nn.Module) -> dict[str, float]:
-        """``val_loss`` (mean over the tasks) and ``val_loss_TASK``."""
-        figures = {}
-        for number, (name, patterns) in enumerate(PATTERNS.items()):
-            rng = generator(self._seed, Purpose.VALIDATION_NOISE, number)
-            tau = patterns.sample(len(self._latents), rng).to(self._latents.device)
-            noise = torch.from_numpy(rng.standard_normal(self._latents.shape, dtype=np.float32)).to(tau.device)
-            noised = self._process.corrupt(self._latents, noise, tau)
-            parts = zip(*(whole.split(self._batch) for whole in (noised, tau, self._embeddings)), strict=True)
-            v = torch.cat([network(*part) for part in parts])
-            figures[f"val_loss_{name}"] = v_loss(v, self._process.target(self._latents, noise, tau), tau).item()
-        return {"val_loss": float(np.mean(list(figures.values()))), **figures}
+    def __call__(self, network: Network) -> dict[str, float]:
+        """``val_loss`` (mean over the tasks), and ``val_loss_`` of each task, track and bin of noise levels."""
+        shape = len(self.tasks), len(TRACKS), len(BINS)
+        errors, counts = (torch.zeros(shape, device=self._workers.device, dtype=torch.float64) for _ in range(2))
+        for task, examples in enumerate(self.tasks.values()):
+            for part in examples.split(-(-len(examples.tau) // self._batch)):
+                noisy, target = noised(part, self._process, self._mean, self._std)
+                error = track_errors(network(noisy, part.tau, part.embeddings), target)
+                bins = (part.tau * len(BINS)).long().clamp(max=len(BINS) - 1)
+                for number in range(len(BINS)):
+                    here = part.counted * (bins == number)
+                    # Not a product: what is predicted of a given track may be anything, even infinite.
+                    errors[task, :, number] += torch.where(here > 0, error, 0.0).sum(dim=0)
+                    counts[task, :, number] += here.sum(dim=0)
+        errors, counts = self._workers.total(torch.stack([errors, counts])).cpu()
+        figures = {name: (errors[task].sum() / counts[task].sum()).item() for task, name in enumerate(self.tasks)}
+        parts = {name: (errors[:, n], counts[:, n]) for n, name in enumerate(TRACKS)}
+        parts |= {f"from_{name}": (errors[..., n], counts[..., n]) for n, name in enumerate(BINS)}
+        mean = float(np.mean(list(figures.values())))
+        figures |= {name: (error.sum() / count.sum()).item() for name, (error, count) in parts.items() if count.any()}
+        return {"val_loss": mean} | {f"val_loss_{name}": value for name, value in figures.items()}

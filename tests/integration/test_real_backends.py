@@ -63,7 +63,7 @@ def test_encode_verify_and_use(slakh: Path, models: tuple[Path, Path], tmp_path:
         np.testing.assert_allclose(prompts[text], expected, atol=1e-3)
 
     shape = JointConfig(width_per_track=32, depth=1, heads=3, timestep_features=8, latent_channels=8, embedding_dim=16)
-    checkpoint = CheckpointConfig.of(card, shape, "v", 64, {})
+    checkpoint = CheckpointConfig.of(card, shape, 64, {})
     save_checkpoint(tmp_path / "model", checkpoint, JointTransformer(shape, seed=0).state_dict())
     assert json.loads((tmp_path / "model" / "config.json").read_text())["codec"]["identity"] == codec.identity
     model = MGELDM.from_pretrained(tmp_path / "model", codec=codec_name, embedder=embedder_name, device="cpu")

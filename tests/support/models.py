@@ -10,13 +10,13 @@ from mgeldm.embedder.dual import DualConfig, DualEncoder
 WORDS = ("backing", "bass", "drums", "guitar", "of", "piano", "sound", "synthesizer", "the", "vocals")
 
 
-def write_codec(folder: Path, *, audio_channels: int = 1, sample_rate: int = 16_000) -> Path:
-    """A codec of 8 latent channels and hop 256. Returns its folder."""
+def write_codec(folder: Path, *, audio_channels: int = 1, sample_rate: int = 16_000, latent_channels: int = 8) -> Path:
+    """A codec of hop 256. Returns its folder."""
     config = oobleck_config(
         channels=2,
         sample_rate=sample_rate,
         audio_channels=audio_channels,
-        latent_channels=8,
+        latent_channels=latent_channels,
         strides=(2, 4, 4, 8),
     )
     with torch.random.fork_rng():

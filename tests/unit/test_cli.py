@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from manifests.errors import ConfigError
-from mgeldm.cli import COMMANDS, _weighted, main
+from mgeldm.cli import COMMANDS, main
 from mgeldm.files import output_names, slug
 from tests.support.large import write_large
+from training.launch import weighted
 
 
 def test_overview_names_every_command_and_imports_neither_torch_nor_ray() -> None:
@@ -130,11 +131,11 @@ def test_dry_run_and_json_of_scan(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_weights_of_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a=b").mkdir()
-    assert _weighted("data") == (Path("data"), None)
-    assert _weighted("data=0.3") == (Path("data"), 0.3)
-    assert _weighted("a=b") == (Path("a=b"), None), "a folder of that name wins"
+    assert weighted("data") == (Path("data"), None)
+    assert weighted("data=0.3") == (Path("data"), 0.3)
+    assert weighted("a=b") == (Path("a=b"), None), "a folder of that name wins"
     with pytest.raises(ConfigError, match="not a number"):
-        _weighted("data=much")
+        weighted("data=much")
 
 
 def test_output_names_are_unique_and_plain() -> None:

@@ -63,12 +63,12 @@ def test_a_merged_set_reads_verifies_and_counts_as_one(one: Path, two: Path, tmp
 def test_training_streams_a_merged_set_whole(one: Path, two: Path, tmp_path: Path) -> None:
     merge([one, two], tmp_path / "both")
     shards = ShardSet(tmp_path / "both", "train", 2)
-    stream = Stream([shards], None, StreamConfig(crop_frames=2, batch=len(shards.rows)))
+    stream = Stream([shards], None, StreamConfig(crop_frames=2, batch=len(shards)))
     batches = stream.batches(stream.start())
     first = next(batches)
     batches.close()
-    parts = [ShardSet(data, "train", 2).rows for data in (one, two)]
-    assert sorted(first.keys) == sorted(row.key for rows in parts for row in rows)
+    parts = [ShardSet(data, "train", 2) for data in (one, two)]
+    assert sorted(first.keys) == sorted(key for part in parts for key in part.keys(np.arange(len(part))))
     assert {key.split("-")[0] for key in first.keys} == {"toy", "other"}
 
 
@@ -81,6 +81,13 @@ def test_a_part_of_a_shard_has_the_moments_of_that_part(one: Path, tmp_path: Pat
     # A selection of a selection still names the first set.
     assert select(tmp_path / "some", "'bass' in instruments", tmp_path / "again").roots == (str(one),)
     check(tmp_path / "again")
+
+
+def test_a_set_and_a_selection_of_it_are_the_set(one: Path, tmp_path: Path) -> None:
+    select(one, "key = 'toy-0002'", tmp_path / "part")
+    for number, sources in enumerate(([one, tmp_path / "part"], [tmp_path / "part", one])):
+        assert merge(sources, tmp_path / str(number)).samples == 5
+        check(tmp_path / str(number))
 
 
 def test_a_window_that_stands_twice_is_taken_once_if_its_bytes_are_equal(one: Path, tmp_path: Path) -> None:

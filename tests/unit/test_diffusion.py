@@ -284,9 +284,8 @@ def test_wrong_subsets_are_refused(weights: tuple[float, ...]) -> None:
 def _conditions(dropout: float, count: int, seed: int = 0) -> np.ndarray:
     """Conditions of many examples; words are e0, sounds of the tracks e1, e2, e3."""
     rng, sounds = np.random.default_rng(seed), np.eye(4, dtype=np.float32)[1:]
-    return np.stack(
-        [training_conditions(sounds, np.eye(4, dtype=np.float32)[0], 2, dropout, rng) for _ in range(count)]
-    )
+    words = np.tile(np.eye(4, dtype=np.float32)[0], (count, 1))
+    return training_conditions(np.tile(sounds, (count, 1, 1)), words, 2, dropout, rng.random((count, 4)))
 
 
 def test_words_and_sound_are_mixed_evenly_for_one_track() -> None:
@@ -307,6 +306,6 @@ def test_conditions_are_dropped_track_by_track() -> None:
 
 
 def test_sounds_are_not_written_to() -> None:
-    sounds = np.ones((3, 4), np.float32)
-    training_conditions(sounds, np.zeros(4, np.float32), 2, 1.0, np.random.default_rng(0))
+    sounds = np.ones((1, 3, 4), np.float32)
+    training_conditions(sounds, np.zeros((1, 4), np.float32), 2, 1.0, np.zeros((1, 4)))
     assert (sounds == 1).all()

@@ -16,15 +16,19 @@ from mgeldm.checkpoint import load_checkpoint
 from mgeldm.diffusion.timesteps import TimestepPatterns
 from mgeldm.model.config import PRESETS, JointConfig
 from tests.support.shards import CHANNELS, DIM, write_dataset
-from training import loop
+from training import checkpoints
+from training import run as run_module
 from training.config import TrainConfig
-from training.loop import Run, inverse_square_root, open_data, preview, train
+from training.loop import Prepared, open_data, prepared, train
+from training.parallel import Workers
 from training.randomness import Purpose, generator
+from training.run import Run
 from training.run_files import Metrics
-from training.stream import Batch, StreamConfig
-from training.validation import Validation
+from training.stream import StreamConfig
+from training.validation import GIVEN, Validation
 
 TINY = JointConfig(width_per_track=32, depth=1, heads=3, timestep_features=8)
+ALONE = Workers(torch.device("cpu"))
 CONFIG = TrainConfig(
     steps=6,
     warmup=2,
@@ -60,13 +64,22 @@ def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def made(config: TrainConfig, data: Path, out: Path) -> tuple[Run, Batch]:
+def made(config: TrainConfig, data: Path, out: Path) -> tuple[Run, Prepared]:
     """A run at its beginning and its first batch."""
     sets, stream = open_data(config, [(data, None)])
-    batches = stream.batches(stream.start())
+    batches = prepared(stream, stream.start(), config, ALONE)
     batch = next(batches)
     batches.close()
-    return Run(config, sets, stream.shares, out), batch
+    return Run(config, sets, stream.shares, out, ALONE), batch
+
+
+def step(run: Run, batch: Prepared) -> dict[str, float]:
+    return run.train_step(batch.examples, batch.count)
+
+
+def validation(config: TrainConfig, data: Path, run: Run) -> Validation:
+    sets, _ = open_data(config, [(data, None)])
+    return Validation(sets, config, run.mean, run.std, ALONE)
 
 
 def state(out: Path) -> dict[str, Any]:
@@ -123,16 +136,16 @@ class TestStep:
         weights = dict.fromkeys(("all", "mix_given", "submix_given", "source_given"), 0.0) | {pattern: 1.0}
         config = replace(CONFIG, patterns=TimestepPatterns(**weights), seed=3)
         run, batch = made(config, data, tmp_path)
-        rng = generator(3, Purpose.NOISE, 0)
-        tau = config.patterns.sample(4, rng)
-        eps = rng.standard_normal((4, 3, CHANNELS, 6), dtype=np.float32)
-        z0 = (batch.latents - np.array([100, 5, 0, 0])[:, None]) / np.array([80, 5, 1, 1])[:, None]
+        draws = [generator(3, Purpose.NOISE, element) for element in range(4)]
+        tau = torch.cat([config.patterns.sample(1, rng) for rng in draws])
+        eps = np.stack([rng.standard_normal((3, CHANNELS, 6), dtype=np.float32) for rng in draws])
+        z0 = (batch.examples.latents.numpy() - np.array([100, 5, 0, 0])[:, None]) / np.array([80, 5, 1, 1])[:, None]
         angle = math.pi / 2 * tau.numpy()[..., None, None]
         noisy = (np.cos(angle) * z0 + np.sin(angle) * eps).astype(np.float32)
         with torch.no_grad():
-            v = run.network(torch.from_numpy(noisy), tau, torch.from_numpy(batch.embeddings)).numpy()
+            v = run.network(torch.from_numpy(noisy), tau, batch.examples.embeddings).numpy()
         errors = ((v - (np.cos(angle) * eps - np.sin(angle) * z0)) ** 2).mean(axis=(0, 2, 3))
-        figures = run.train_step(batch)
+        figures = step(run, batch)
         assert figures["loss"] == pytest.approx(errors[list(noised)].mean(), rel=1e-4)
         named = {name: errors[track] for track, name in enumerate(("mix", "submix", "source")) if track in noised}
         found = {key.removeprefix("loss_"): value for key, value in figures.items() if key.startswith("loss_")}
@@ -141,20 +154,25 @@ class TestStep:
     def test_what_a_given_track_should_be_predicted_as_has_no_part(self, data: Path, tmp_path: Path) -> None:
         config = replace(CONFIG, patterns=TimestepPatterns(all=0, mix_given=1, submix_given=0, source_given=0))
         run, batch = made(config, data, tmp_path)
-        run.train_step(batch)
+        step(run, batch)
         last = run.network.get_parameter("postprocess_conv.weight").grad
         assert last is not None
         assert (last[:CHANNELS] == 0).all()
         assert (last[CHANNELS:] != 0).any()
 
-    def test_noise_and_levels_are_drawn_anew_at_every_step(self, data: Path, tmp_path: Path) -> None:
-        run, batch = made(replace(CONFIG, learning_rate=1e-12), data, tmp_path)
-        losses = [run.train_step(batch)["loss"] for _ in range(4)]
-        assert np.ptp(losses) > 1e-3
+    def test_noise_and_levels_are_drawn_anew_at_every_step(self, tmp_path: Path) -> None:
+        # One window without room for another crop: only noise and levels can differ.
+        alone = write_dataset(tmp_path / "data", {"train": 1}, frames=6)
+        config = replace(CONFIG, stream=replace(CONFIG.stream, batch=1))
+        _, stream = open_data(config, [(alone, None)])
+        batches = prepared(stream, stream.start(), config, ALONE)
+        noise, tau = zip(*((b.examples.noise, b.examples.tau) for b in (next(batches) for _ in range(4))), strict=True)
+        batches.close()
+        assert len({x.numpy().tobytes() for x in noise}) == len({x.numpy().max() for x in tau}) == 4
 
     def test_gradients_are_clipped(self, data: Path, tmp_path: Path) -> None:
         run, batch = made(replace(CONFIG, clip=1e-3), data, tmp_path)
-        assert run.train_step(batch)["norm"] > 1e-2
+        assert step(run, batch)["norm"] > 1e-2
         gradients = [p.grad for p in run.network.parameters() if p.grad is not None]
         assert torch.stack([g.square().sum() for g in gradients]).sum().sqrt().item() == pytest.approx(1e-3, rel=1e-3)
 
@@ -162,19 +180,69 @@ class TestStep:
         rates = [row["lr"] for row in metrics(straight) if "lr" in row]
         expected = [1e-3 * min(n / 2, math.sqrt(2 / n)) for n in range(1, 7)]
         np.testing.assert_allclose(rates, expected, rtol=1e-12)
-        assert inverse_square_root(99, 100) == 1.0
-        assert inverse_square_root(399, 100) == 0.5
 
-    def test_a_loss_that_is_not_finite_stops_before_the_weights_change(self, tmp_path: Path) -> None:
+    def test_steps_that_are_not_finite_are_skipped_and_end_the_run(self, tmp_path: Path) -> None:
         broken = write_dataset(tmp_path / "data", {"train": 4}, frames=8, latent_std=(0.0, 1.0, 1.0, 1.0))
-        run, batch = made(CONFIG, broken, tmp_path / "out")
-        before = flat(run.network.state_dict())
-        with pytest.raises(ConfigError, match=r"^step 1: the loss is (nan|inf).*lower the learning rate"):
-            run.train_step(batch)
-        assert flat(run.network.state_dict()) == before
-        with pytest.raises(ConfigError, match="step 1"):
-            train(CONFIG, [(broken, None)], tmp_path / "out")
+        config = replace(CONFIG, patience=2)
+        run, batch = made(config, broken, tmp_path / "out")
+        before = flat([run.network.state_dict(), run.average.state_dict(), run.optimizer.state_dict()["state"]])
+        assert step(run, batch)["skipped"] == 1
+        assert run.step == 1
+        with pytest.raises(ConfigError, match=r"^step 2: the loss is (nan|inf).*2 steps in a row.*lower the learning"):
+            step(run, batch)
+        assert flat([run.network.state_dict(), run.average.state_dict(), run.optimizer.state_dict()["state"]]) == before
+        with pytest.raises(ConfigError, match="step 2"):
+            train(config, [(broken, None)], tmp_path / "out")
         assert not (tmp_path / "out/state.pt").exists()
+
+    def test_parts_of_a_batch_give_the_gradient_of_the_whole(self, data: Path, tmp_path: Path) -> None:
+        figures = []
+        for accumulate in (1, 2, 4):
+            run, batch = made(replace(CONFIG, accumulate=accumulate), data, tmp_path)
+            step(run, batch)
+            figures.append(step(run, batch))
+        assert figures[1] == pytest.approx(figures[0], rel=1e-5)
+        assert figures[2] == pytest.approx(figures[0], rel=1e-5)
+
+    def test_recomputing_is_bitwise_the_same(self, data: Path, tmp_path: Path) -> None:
+        curves = []
+        for recompute in (False, True):
+            run, batch = made(replace(CONFIG, recompute=recompute), data, tmp_path)
+            curves.append([step(run, batch) for _ in range(3)])
+        assert curves[0] == curves[1]
+
+    def test_arithmetic_in_bfloat16_leaves_weights_in_float32(self, data: Path, tmp_path: Path) -> None:
+        losses = []
+        for precision in ("float32", "bfloat16"):
+            run, batch = made(replace(CONFIG, precision=precision), data, tmp_path)  # type: ignore[arg-type]
+            step(run, batch)
+            losses.append(step(run, batch)["loss"])
+        assert {p.dtype for p in run.network.parameters()} == {torch.float32}
+        assert losses[0] != losses[1]
+        assert losses[1] == pytest.approx(losses[0], rel=1e-2)
+
+    def test_absent_tracks_have_no_part(self, data: Path, tmp_path: Path) -> None:
+        patterns = TimestepPatterns(all=1, mix_given=0, submix_given=0, source_given=0)
+        config = replace(CONFIG, present=("mix",), patterns=patterns)
+        run, batch = made(config, data, tmp_path)
+        examples = batch.examples
+        assert batch.count == 4
+        assert (examples.tau[:, 1:] == 1).all()
+        assert (examples.embeddings[:, 1:] == 0).all()
+        assert (examples.embeddings[:, 0] != 0).any()
+        assert examples.counted.tolist() == [[1.0, 0.0, 0.0]] * 4
+        figures = step(run, batch)
+        assert figures["loss"] == figures["loss_mix"]
+        assert "loss_source" not in figures
+        last = run.network.get_parameter("postprocess_conv.weight").grad
+        assert last is not None
+        assert (last[CHANNELS:] == 0).all()
+        assert (last[:CHANNELS] != 0).any()
+        # What the absent tracks hold makes no difference.
+        other, same = made(config, data, tmp_path)
+        noise = {"latents": same.examples.latents.clone()}
+        assert (noise["latents"][:, 1:] == 0).all()
+        assert step(other, same) == figures
 
 
 class TestResume:
@@ -199,13 +267,20 @@ class TestResume:
         train(CONFIG, [(data, None)], tmp_path)
         assert_same_run(tmp_path, straight)
 
-    @pytest.mark.parametrize("name", ["save_checkpoint", "save_state"])
+    @pytest.mark.parametrize(("owner", "name"), [(checkpoints, "save_checkpoint"), (run_module, "save_state")])
     @pytest.mark.parametrize("call", [1, 2, 3])
     def test_killed_while_saving(
-        self, data: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, call: int
+        self,
+        data: Path,
+        straight: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        owner: Any,
+        name: str,
+        call: int,
     ) -> None:
         with monkeypatch.context() as patch:
-            kill(patch, loop, name, call)
+            kill(patch, owner, name, call)
             with pytest.raises(Killed):
                 train(CONFIG, [(data, None)], tmp_path)
         train(CONFIG, [(data, None)], tmp_path)
@@ -229,7 +304,7 @@ class TestResume:
         self, data: Path, straight: Path, change: dict[str, Any]
     ) -> None:
         before = {path: path.read_bytes() for path in straight.rglob("*") if path.is_file()}
-        with pytest.raises(CheckpointError, match="another recipe or other data; use a new --out"):
+        with pytest.raises(CheckpointError, match=r"another recipe \(.*, now .*\); use a new --out"):
             train(replace(CONFIG, steps=9, **change), [(data, None)], straight)
         assert {path: path.read_bytes() for path in straight.rglob("*") if path.is_file()} == before
 
@@ -237,7 +312,7 @@ class TestResume:
     def test_other_data_is_refused(self, straight: Path, tmp_path: Path, change: dict[str, Any]) -> None:
         subsets = change.pop("subsets", {"train": 9})
         other = write_dataset(tmp_path / "other", subsets, frames=12, **change)
-        with pytest.raises(CheckpointError, match="another recipe or other data"):
+        with pytest.raises(CheckpointError, match="made with other data, or other weights of it; use a new --out"):
             train(CONFIG, [(other, None)], straight)
 
     def test_other_weights_of_the_data_are_refused(self, data: Path, tmp_path: Path) -> None:
@@ -296,7 +371,7 @@ class TestRun:
         validated = [row for row in rows if "val_loss" in row]
         assert [row["step"] for row in validated] == [3, 6]
         for row in validated:
-            parts = [row[f"val_loss_{task}"] for task in ("generate", "extract", "impute", "accompany")]
+            parts = [row[f"val_loss_{task}"] for task in GIVEN]
             assert row["val_loss"] == pytest.approx(np.mean(parts))
 
     def test_validation_runs_once_a_time(self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,7 +390,7 @@ class TestRun:
     def test_a_damaged_validation_set_is_no_missing_one(self, data: Path, tmp_path: Path) -> None:
         damaged = write_dataset(tmp_path / "data", {"train": 3, "validation": 2}, frames=8)
         next((damaged / "shards").glob("*validation*")).unlink()
-        with pytest.raises(ShardError, match="cannot be opened"):
+        with pytest.raises(ShardError, match="missing, though the index names it"):
             train(CONFIG, [(damaged, None)], tmp_path / "out")
 
     def test_it_learns(self, data: Path, tmp_path: Path) -> None:
@@ -329,50 +404,94 @@ class TestRun:
         assert summary.loss == pytest.approx(np.mean(losses[-6:]))
         assert summary.first_loss == pytest.approx(np.mean(losses[:6]))
 
-    def test_preview(self, data: Path) -> None:
-        shown = preview(CONFIG, [(data, 1.0), (data, 3.0)])
-        assert shown["parameters"] == sum(p.numel() for p in made(CONFIG, data, Path())[0].network.parameters())
-        assert shown["samples"] == {str(data): 9}
-        assert shown["crop_seconds"] == pytest.approx(6 * 2048 / 16_000)
-        assert shown["hours_seen"] == pytest.approx(24 * 6 * 2048 / 16_000 / 3600)
-        assert preview(CONFIG, [(data, None)])["epochs"] == {str(data): round(24 / 9, 3)}
-
 
 class TestValidation:
     def test_fixed_whatever_the_dropout(self, data: Path, tmp_path: Path) -> None:
         run, _ = made(CONFIG, data, tmp_path)
-        sets, _ = open_data(CONFIG, [(data, None)])
-        network = run.averaged()
-        first, again, dropping, other_seed = (
-            Validation(sets, config, run.normalise)(network)
-            for config in (
-                CONFIG,
-                CONFIG,
-                replace(CONFIG, stream=replace(CONFIG.stream, condition_dropout=1.0)),
-                replace(CONFIG, seed=1),
+        with run.averaged() as network:
+            first, again, dropping, other_seed = (
+                validation(config, data, run)(network)
+                for config in (
+                    CONFIG,
+                    CONFIG,
+                    replace(CONFIG, stream=replace(CONFIG.stream, condition_dropout=1.0)),
+                    replace(CONFIG, seed=1),
+                )
             )
-        )
         assert first == again == dropping
         assert first != other_seed
 
     def test_a_perfect_network_has_no_loss(self, data: Path, tmp_path: Path) -> None:
         run, _ = made(CONFIG, data, tmp_path)
-        sets, _ = open_data(CONFIG, [(data, None)])
-        validation = Validation(sets, CONFIG, run.normalise)
+        made_once = validation(CONFIG, data, run)
+        clean = (next(iter(made_once.tasks.values())).latents - run.mean) / run.std
+        seen = 0
 
-        class Perfect(torch.nn.Module):
-            def forward(self, noisy: torch.Tensor, tau: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
-                # In batches of 4, in order: v follows from the noisy and the clean latents.
-                begin, self.seen = self.seen, (self.seen + len(noisy)) % 9
-                angle = (tau * math.pi / 2)[:, :, None, None]
-                clean = validation._latents[begin : begin + len(noisy)]
-                return torch.where(angle > 0, (noisy * angle.cos() - clean) / angle.sin(), torch.full_like(noisy, 1e9))
+        def perfect(noisy: torch.Tensor, tau: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+            # In batches of at most 4, in order: v follows from the noisy and the clean latents.
+            nonlocal seen
+            begin, seen = seen, (seen + len(noisy)) % 9
+            angle = (tau * math.pi / 2)[:, :, None, None]
+            known = clean[begin : begin + len(noisy)]
+            return torch.where(angle > 0, (noisy * angle.cos() - known) / angle.sin(), torch.full_like(noisy, math.inf))
 
-            seen = 0
-
-        figures = validation(Perfect())
+        figures = made_once(perfect)
         assert max(figures.values()) < 1e-4
         assert min(figures.values()) >= 0
+
+    def test_by_task_track_and_level(self, data: Path, tmp_path: Path) -> None:
+        run, _ = made(CONFIG, data, tmp_path)
+        made_once = validation(CONFIG, data, run)
+        by_hand: dict[str, list[float]] = {}
+
+        def telling(noisy: torch.Tensor, tau: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
+            return torch.zeros_like(noisy)  # the error is then the mean square of the target
+
+        figures = made_once(telling)
+        for name, examples in made_once.tasks.items():
+            clean = ((examples.latents - run.mean) / run.std).double()
+            angle = (examples.tau.double() * math.pi / 2)[..., None, None]
+            errors = (angle.cos() * examples.noise - angle.sin() * clean).square().mean(dim=(2, 3))
+            for example, track in zip(*np.nonzero(examples.tau.numpy()), strict=True):
+                level = examples.tau[example, track].item()
+                lower = f"from_{int(level * 4) / 4:.2f}"
+                for key in (name, ("mix", "submix", "source")[track], lower):
+                    by_hand.setdefault(f"val_loss_{key}", []).append(errors[example, track].item())
+        expected = {key: np.mean(values) for key, values in by_hand.items()}
+        assert figures.pop("val_loss") == pytest.approx(np.mean([expected[f"val_loss_{name}"] for name in GIVEN]))
+        assert figures == pytest.approx(expected)
+
+    def test_shares_of_processes_make_up_the_whole(self, data: Path, tmp_path: Path) -> None:
+        run, _ = made(CONFIG, data, tmp_path)
+        sets, _ = open_data(CONFIG, [(data, None)])
+        whole = validation(CONFIG, data, run).tasks["extract"]
+        parts = [
+            Validation(sets, CONFIG, run.mean, run.std, Workers(torch.device("cpu"), rank, 2)).tasks["extract"]
+            for rank in range(2)
+        ]
+        assert [len(part.tau) for part in parts] == [5, 5]
+        assert torch.equal(torch.stack([parts[0].noise, parts[1].noise], dim=1).flatten(0, 1)[:9], whole.noise)
+        # The last is there for equal work only.
+        assert parts[1].counted[-1].tolist() == [0.0, 0.0, 0.0]
+        assert sum(part.counted.sum().item() for part in parts) == whole.counted.sum().item()
+
+
+class TestKept:
+    def test_the_last_and_the_best(self, data: Path, straight: Path, tmp_path: Path) -> None:
+        train(replace(CONFIG, steps=8, keep_last=2, validate_every=1), [(data, None)], tmp_path)
+        kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+        assert kept == ["step-00000006", "step-00000008"]
+        assert load_checkpoint(tmp_path / "checkpoints" / kept[0])[0].training["steps"] == 6
+        last = (tmp_path / "checkpoint/model.safetensors").read_bytes()
+        assert (tmp_path / "checkpoints" / kept[1] / "model.safetensors").read_bytes() == last
+        validated = {row["step"]: row["val_loss"] for row in metrics(tmp_path) if "val_loss" in row}
+        assert load_checkpoint(tmp_path / "best")[0].training["steps"] == min(validated, key=lambda n: validated[n])
+        assert not (straight / "checkpoints").exists()
+
+    def test_another_run_in_the_folder_leaves_nothing(self, data: Path, tmp_path: Path) -> None:
+        train(replace(CONFIG, keep_last=3), [(data, None)], tmp_path)
+        train(replace(CONFIG, steps=2, keep_last=3, validate_every=9), [(data, None)], tmp_path, resume=False)
+        assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
 
 
 class TestMetricsFile:

@@ -3,7 +3,8 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import islice
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from manifests.errors import ConfigError, ShardError
 from manifests.shards import read_prompts, write_prompts
 from tests.support.shards import DIM, TEXT_AXIS, TEXTS, sample, write_dataset
 from training.ahead import load_ahead
+from training.order import Order, epoch_order
+from training.randomness import Purpose, uniforms
 from training.stream import Batch, ShardSet, Stream, StreamConfig, StreamState, blend
 
 SAMPLES = 23
@@ -32,10 +35,20 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("data") / "b", {"train": 5}, corpus="other")
 
 
-def shard_set(data: Path, crop_frames: int = 40, samples: int | None = None) -> ShardSet:
-    shards = ShardSet(data, "train", crop_frames)
-    shards.rows = shards.rows[:samples]
-    return shards
+def shard_set(data: Path, crop_frames: int = 40) -> ShardSet:
+    return ShardSet(data, "train", crop_frames)
+
+
+@pytest.fixture(scope="module")
+def sized(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int], ShardSet]:
+    """A data set of so many samples, in shards of so many."""
+
+    @cache
+    def made(samples: int, per_shard: int) -> ShardSet:
+        folder = tmp_path_factory.mktemp("sized") / "data"
+        return shard_set(write_dataset(folder, {"train": samples}, frames=42, per_shard=per_shard))
+
+    return made
 
 
 def take(stream: Stream, count: int, state: StreamState | None = None) -> list[Batch]:
@@ -65,14 +78,39 @@ def examples(data: Path, config: StreamConfig, count: int) -> tuple[npt.NDArray[
 
 
 class TestOrder:
-    @given(samples=st.integers(1, SAMPLES), batch=st.integers(1, 9), seed=st.integers(0, 2**40))
-    @settings(max_examples=25, deadline=None)
-    def test_every_sample_exactly_once_an_epoch(self, data: Path, samples: int, batch: int, seed: int) -> None:
-        stream = Stream([shard_set(data, samples=samples)], None, StreamConfig(batch=batch, seed=seed))
-        drawn = keys(take(stream, -(-3 * samples // batch)))
+    @given(
+        samples=st.integers(1, SAMPLES),
+        per_shard=st.sampled_from([1, 4, 9, 30]),
+        share=st.integers(1, 5),
+        world=st.integers(1, 5),
+        workers=st.integers(1, 4),
+        order=st.sampled_from(["shuffled", "shards"]),
+        buffer=st.integers(1, 4),
+        seed=st.integers(0, 2**40),
+    )
+    @settings(max_examples=40, deadline=None)
+    def test_every_sample_exactly_once_an_epoch_for_any_ranks_and_workers(
+        self,
+        sized: Callable[[int, int], ShardSet],
+        samples: int,
+        per_shard: int,
+        share: int,
+        world: int,
+        workers: int,
+        order: Order,
+        buffer: int,
+        seed: int,
+    ) -> None:
+        config = StreamConfig(batch=share * world, seed=seed, workers=workers, order=order, buffer_shards=buffer)
+        shards, count = sized(samples, per_shard), -(-3 * samples // config.batch)
+        ranks = [take(Stream([shards], None, config, rank, world), count) for rank in range(world)]
+        assert {len(batch.keys) for batches in ranks for batch in batches} == {share}
+        drawn = [key for batches in zip(*ranks, strict=True) for batch in batches for key in batch.keys]
         expected = [f"toy-{number:04d}" for number in range(samples)]
         for epoch in range(3):
             assert sorted(drawn[epoch * samples : (epoch + 1) * samples]) == expected
+        elements = [element for batches in zip(*ranks, strict=True) for batch in batches for element in batch.elements]
+        assert elements == list(range(count * config.batch))
 
     def test_the_permutation_changes_with_epoch_and_seed(self, data: Path) -> None:
         stream = Stream([shard_set(data)], None, StreamConfig(batch=SAMPLES))
@@ -118,6 +156,51 @@ class TestResume:
         resumed = take(stream(), 14 - done, state)
         assert all(same(a, b) for a, b in zip(straight[done:], resumed, strict=True))
 
+    @given(
+        world=st.integers(1, 4),
+        other_world=st.integers(1, 4),
+        batch=st.sampled_from([12, 24]),
+        other_batch=st.sampled_from([12, 24, 36]),
+        workers=st.integers(1, 3),
+        done=st.integers(0, 5),
+        order=st.sampled_from(["shuffled", "shards"]),
+    )
+    @settings(max_examples=25, deadline=None)
+    def test_another_number_of_processes_or_another_batch_loses_and_repeats_nothing(
+        self,
+        data: Path,
+        other: Path,
+        world: int,
+        other_world: int,
+        batch: int,
+        other_batch: int,
+        workers: int,
+        done: int,
+        order: Order,
+    ) -> None:
+        sets = [shard_set(data), shard_set(other)]
+
+        def drawn(batch: int, world: int, workers: int, count: int, state: StreamState | None) -> list[Batch]:
+            config = StreamConfig(batch=batch, workers=workers, order=order, buffer_shards=2)
+            ranks = [take(Stream(sets, [1.0, 2.0], config, rank, world), count, state) for rank in range(world)]
+            assert all(len({b.state for b in batches}) == 1 for batches in zip(*ranks, strict=True))
+            return [batch for batches in zip(*ranks, strict=True) for batch in batches]
+
+        first = drawn(batch, world, workers, done, None)
+        state = first[-1].state if first else None
+        second = drawn(other_batch, other_world, 1, 4, state)
+        straight = drawn(12, 1, 1, (batch * done + other_batch * 4) // 12, None)
+        assert keys(first + second) == keys(straight)
+        for name in ("latents", "embeddings"):
+            found, expected = (
+                np.concatenate([getattr(batch, name) for batch in batches]) for batches in (first + second, straight)
+            )
+            np.testing.assert_array_equal(found, expected)
+
+    def test_a_batch_that_cannot_be_divided(self, data: Path) -> None:
+        with pytest.raises(ConfigError, match="batch 16 cannot be divided among 3 processes"):
+            Stream([shard_set(data)], None, StreamConfig(batch=16), 0, 3)
+
     def test_the_state_counts_elements(self, data: Path, other: Path) -> None:
         batches = take(Stream([shard_set(data), shard_set(other)], None, StreamConfig(batch=6)), 4)
         for number, batch in enumerate(batches, 1):
@@ -134,6 +217,41 @@ class TestResume:
             batches.close()
 
 
+class TestRandomNumbers:
+    @given(first=st.integers(0, 2**50), count=st.integers(1, 20), skipped=st.integers(0, 19), width=st.integers(1, 9))
+    @settings(max_examples=50, deadline=None)
+    def test_a_row_depends_on_its_place_alone(self, first: int, count: int, skipped: int, width: int) -> None:
+        rows = uniforms(3, Purpose.EXAMPLE, first=first, count=count + skipped, width=width)
+        later = uniforms(3, Purpose.EXAMPLE, first=first + skipped, count=count, width=width)
+        np.testing.assert_array_equal(rows[skipped:], later)
+
+    def test_places_seeds_and_purposes_differ(self) -> None:
+        drawn = [
+            uniforms(seed, purpose, *place, first=0, count=500, width=7)
+            for seed in (0, 1)
+            for purpose in (Purpose.EXAMPLE, Purpose.DATA_SET)
+            for place in ((), (1,))
+        ]
+        assert len(np.unique(np.concatenate(drawn))) == 8 * 500 * 7
+        assert np.abs(np.corrcoef(np.concatenate(drawn, axis=1).T) - np.eye(56)).max() < 0.25
+        assert np.mean(drawn) == pytest.approx(0.5, abs=0.01)
+
+
+class TestShardOrder:
+    def test_few_shards_are_read_from_at_a_time_and_all_are_mixed(self) -> None:
+        shards = np.repeat(np.arange(60), 50)
+        order = shards[epoch_order(shards, "shards", 8, np.random.default_rng(0))]
+        windows = [len(set(order[begin : begin + 50])) for begin in range(0, 3000 - 50, 50)]
+        assert max(windows) <= 10
+        assert min(windows) >= 7
+        assert (order[1:] == order[:-1]).mean() < 0.2
+
+    def test_the_order_of_shards_changes(self) -> None:
+        shards = np.repeat(np.arange(9), 5)
+        orders = {tuple(epoch_order(shards, "shards", 2, np.random.default_rng(n)).tolist()) for n in range(5)}
+        assert len(orders) == 5
+
+
 class TestBlend:
     def test_weights_give_shares_and_epochs_stay_whole(self, data: Path, other: Path) -> None:
         stream = Stream([shard_set(data), shard_set(other)], [1.0, 3.0], StreamConfig(batch=50))
@@ -146,16 +264,20 @@ class TestBlend:
             assert max(seen) - min(seen) <= 1
 
     @pytest.mark.parametrize(
-        ("samples", "weights", "expected"),
+        ("hours", "weights", "temperature", "expected"),
         [
-            ([30, 10], [None, None], [0.75, 0.25]),
-            ([30, 10], [1.0, 4.0], [0.2, 0.8]),
-            ([30, 10, 60], [None, 0.3, None], [0.7 / 3, 0.3, 1.4 / 3]),
-            ([7], [5.0], [1.0]),
+            ([30, 10], [None, None], 1.0, [0.75, 0.25]),
+            ([30, 10], [1.0, 4.0], 2.0, [0.2, 0.8]),
+            ([30, 10, 60], [None, 0.3, None], 1.0, [0.7 / 3, 0.3, 1.4 / 3]),
+            ([90, 10], [None, None], 2.0, [0.75, 0.25]),
+            ([16, 50, 1], [None, 0.5, None], 4.0, [1 / 3, 0.5, 1 / 6]),
+            ([7], [5.0], 1.0, [1.0]),
         ],
     )
-    def test_shares(self, samples: list[int], weights: list[float | None], expected: list[float]) -> None:
-        np.testing.assert_allclose(blend(samples, weights), expected, rtol=1e-12)
+    def test_shares(
+        self, hours: list[float], weights: list[float | None], temperature: float, expected: list[float]
+    ) -> None:
+        np.testing.assert_allclose(blend(hours, weights, temperature), expected, rtol=1e-12)
 
     @pytest.mark.parametrize(
         ("samples", "weights", "words"),
@@ -214,7 +336,7 @@ class TestCrops:
     def test_the_embedding_of_other_crops_is_that_of_their_middle(
         self, data: Path, frames: int, start: int, expected: int
     ) -> None:
-        assert shard_set(data).embedding_hop(start, frames, 5) == expected
+        assert shard_set(data, frames).embedding_hop(start, 5) == expected
 
 
 class TestConditions:

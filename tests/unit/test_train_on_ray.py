@@ -1,0 +1,77 @@
+"""Training on Ray: two processes on CPUs, one of which fails on the way."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from manifests.errors import ConfigError
+from tests.support.shards import write_dataset
+from training.config import ModelSize, TrainConfig
+from training.loop import train
+from training.on_ray import train_on_ray
+from training.stream import StreamConfig
+
+CONFIG = TrainConfig(
+    steps=8,
+    warmup=2,
+    ema=0.9,
+    device="cpu",
+    save_every=3,
+    validate_every=4,
+    log_every=1,
+    model=ModelSize(width_per_track=32, depth=1, heads=3),
+    stream=StreamConfig(crop_frames=6, batch=4),
+)
+
+
+def losses(out: Path) -> list[float]:
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+@pytest.fixture
+def cluster() -> Iterator[None]:
+    import ray
+
+    ray.init(num_cpus=4, include_dashboard=False, logging_level="warning")
+    yield
+    ray.shutdown()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_two_workers_one_of_which_fails_give_the_curve_of_one_process(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_dataset(tmp_path / "data", {"train": 9, "validation": 3}, frames=12)
+    train(CONFIG, [(data, None)], tmp_path / "alone")
+    out = tmp_path / "ray"
+    failed = tmp_path / "failed"
+
+    def failing_step(run: object) -> None:
+        """Ends the process of rank 1 after step 5, once."""
+        import os
+
+        if os.environ["RANK"] == "1" and getattr(run, "step", 0) == 5 and not failed.exists():
+            failed.touch()
+            os._exit(1)
+
+    summary = train_on_ray(CONFIG, [(data, None)], out, cpu_workers=2, after_step=failing_step)
+    assert failed.exists()
+    assert (summary.steps, summary.stopped) == (8, False)
+    np.testing.assert_allclose(losses(out), losses(tmp_path / "alone"), atol=1e-5)
+    assert sorted(path.name for path in out.iterdir()) == [
+        "best", "checkpoint", "metrics.jsonl", "ray", "recipe.json", "state.pt"
+    ]  # fmt: skip
+
+
+def test_what_cannot_be_divided_is_refused_before_ray_starts(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="cannot be divided among 3 processes"):
+        train_on_ray(CONFIG, [(tmp_path, None)], tmp_path / "out", nodes=1, gpus_per_node=3)
+    with pytest.raises(ConfigError, match="0 nodes of 1 GPUs are no process"):
+        train_on_ray(replace(CONFIG, steps=1), [(tmp_path, None)], tmp_path / "out", nodes=0)
+    assert not (tmp_path / "out").exists()

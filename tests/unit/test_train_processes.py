@@ -1,0 +1,100 @@
+"""Training by real processes: the same curve as by one, ends by signals, and what they go on to."""
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support.shards import write_dataset
+from tests.support.training_processes import SAME, STRIKES, command, losses, rows, run, start, strike, write_recipe
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dataset(tmp_path_factory.mktemp("data") / "a", {"train": 9, "validation": 3}, frames=12)
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_recipe(tmp_path_factory.mktemp("recipe") / "toy.yaml")
+
+
+@pytest.fixture(scope="module")
+def alone(recipe: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An undisturbed run of one process."""
+    out = tmp_path_factory.mktemp("alone")
+    assert run(command(recipe, data, out))["steps"] == 50
+    return out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [[], ["--accumulate", "2"], ["--parallel", "fsdp"]], ids=["ddp", "parts", "fsdp"])
+def test_two_processes_give_the_curve_of_one(
+    recipe: Path, data: Path, alone: Path, tmp_path: Path, options: list[str]
+) -> None:
+    run(command(recipe, data, tmp_path, *options, processes=2))
+    assert len(losses(tmp_path)) == 50
+    np.testing.assert_allclose(losses(tmp_path), losses(alone), rtol=0, atol=1e-5)
+    for ours, theirs in zip(rows(tmp_path), rows(alone), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.slow
+def test_the_number_of_processes_may_change_on_the_way(recipe: Path, data: Path, alone: Path, tmp_path: Path) -> None:
+    for steps, processes, options in (
+        (14, 2, ["--parallel", "fsdp"]),
+        (28, 1, []),
+        (35, 2, ["--parallel", "fsdp"]),
+        (50, 2, []),
+    ):
+        run(command(recipe, data, tmp_path, "--steps", str(steps), *options, processes=processes))
+    np.testing.assert_allclose(losses(tmp_path), losses(alone), rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_struck_at_random_steps_and_resumed_the_run_is_bitwise_the_same(
+    recipe: Path, data: Path, alone: Path, tmp_path: Path
+) -> None:
+    draws = random.Random(0)
+    for number, kind in enumerate(STRIKES):
+        status, printed = strike(command(recipe, data, tmp_path), tmp_path, number, draws, 9)
+        if kind is signal.SIGTERM:
+            assert status == 0
+            summary = json.loads(printed)
+            assert summary["stopped"]
+            assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == summary["steps"]
+    assert run(command(recipe, data, tmp_path))["steps"] == 50
+    for name in SAME:
+        assert (tmp_path / name).read_bytes() == (alone / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_sigterm_to_one_of_two_processes_saves_and_ends_both(recipe: Path, data: Path, tmp_path: Path) -> None:
+    process = start(command(recipe, data, tmp_path, "--steps", "100000", processes=2))
+    while process.poll() is None and len(rows(tmp_path)) < 5:
+        time.sleep(0.01)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[1]), signal.SIGTERM)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err[-3000:]
+    assert json.loads(out.splitlines()[-1])["stopped"]
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == rows(tmp_path)[-1]["step"]
+
+
+@pytest.mark.slow
+def test_a_batch_that_cannot_be_divided_is_refused_in_one_line(recipe: Path, data: Path, tmp_path: Path) -> None:
+    process = start(command(recipe, data, tmp_path / "run", "--stream.batch", "5", processes=2))
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    told = [line for line in err.splitlines() if line.startswith("training: ")]
+    assert told == [
+        "training: stream.batch 5 cannot be divided among 2 processes in 1 parts each (accumulate); "
+        "choose a multiple of 2"
+    ]
+    assert not (tmp_path / "run").exists()

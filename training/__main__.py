@@ -1,0 +1,31 @@
+"""`torchrun --nproc-per-node 2 -m training RECIPE --data DATA --out RUN`: one process of several."""
+
+import json
+import logging
+import os
+import sys
+
+from manifests.errors import MGELDMError
+from training.launch import launch
+
+OK, USAGE = 0, 2
+
+
+def main() -> int:
+    """Returns the exit status, as `mgeldm train` does: 0 done, or stopped by SIGTERM; 2 wrong usage or input."""
+    first = os.environ.get("RANK", "0") == "0"
+    level = logging.INFO if first else logging.ERROR
+    logging.basicConfig(level=level, format="%(levelname).1s %(message)s", stream=sys.stderr)
+    try:
+        result = launch(sys.argv[1:], prog="python -m training")
+    except MGELDMError as error:
+        if first:
+            print(f"training: {error}", file=sys.stderr)
+        return USAGE
+    if first:
+        print(json.dumps(result))
+    return OK
+
+
+if __name__ == "__main__":
+    sys.exit(main())

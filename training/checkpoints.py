@@ -1,0 +1,50 @@
+"""What a run keeps: the last checkpoint, the best one, and those of some saves before the last."""
+
+import os
+import shutil
+from pathlib import Path
+
+import torch
+
+from mgeldm.checkpoint import CONFIG_FILE, WEIGHTS_FILE, CheckpointConfig, save_checkpoint
+
+LAST, BEST, EARLIER = "checkpoint", "best", "checkpoints"
+
+
+class Checkpoints:
+    """Checkpoint folders in the folder of a run; each is whole or not there."""
+
+    def __init__(self, out: Path, keep_last: int) -> None:
+        """Keep the last ``keep_last`` saves: ``checkpoint``, and from two on ``checkpoints/step-N`` of each."""
+        self._out, self._keep = out, keep_last
+
+    def save(self, step: int, config: CheckpointConfig, weights: dict[str, torch.Tensor]) -> None:
+        """Write the last checkpoint, and drop those that are too old."""
+        save_checkpoint(self._out / LAST, config, weights)
+        if self._keep > 1:
+            _link(self._out / LAST, self._out / EARLIER / f"step-{step:08d}")
+        for old in sorted((self._out / EARLIER).glob("step-*"))[: -self._keep if self._keep > 1 else None]:
+            shutil.rmtree(old)
+
+    def save_best(self, config: CheckpointConfig, weights: dict[str, torch.Tensor]) -> None:
+        """Write the checkpoint with the lowest validation loss so far."""
+        save_checkpoint(self._out / BEST, config, weights)
+
+    def clear(self, after: int) -> None:
+        """Drop what another run, or this one after step ``after``, from which it goes on, has left."""
+        for folder in (self._out / EARLIER).glob("step-*"):
+            if int(folder.name.removeprefix("step-")) > after:
+                shutil.rmtree(folder)
+        if after == 0:
+            shutil.rmtree(self._out / BEST, ignore_errors=True)
+
+
+def _link(source: Path, target: Path) -> None:
+    """The same files under another name, without copying where the file system can; its configuration last."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in (WEIGHTS_FILE, CONFIG_FILE):
+        (target / name).unlink(missing_ok=True)
+        try:
+            os.link(source / name, target / name)
+        except OSError:
+            shutil.copyfile(source / name, target / name)

@@ -1,0 +1,247 @@
+"""One training run: network, optimiser, average, guard and position; a step, a save, a resume."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from manifests.atomic import content_hash, write_json
+from manifests.errors import CheckpointError
+from manifests.shards import TRACKS
+from mgeldm.checkpoint import CheckpointConfig
+from mgeldm.diffusion.schedule import PROCESSES
+from mgeldm.model import JointTransformer
+from training.checkpoints import Checkpoints
+from training.config import TrainConfig, flat
+from training.ema import WeightAverage
+from training.guard import Guard
+from training.noising import Examples, noised, track_errors
+from training.parallel import Workers, accumulating, distribute, like, regather, whole
+from training.run_files import STATE_FILE, load_state, save_state
+from training.schedules import factor, needs_end
+from training.stream import ShardSet, StreamState
+from training.validation import Network
+
+logger = logging.getLogger(__name__)
+
+RECIPE_FILE = "recipe.json"
+FREE = frozenset(
+    {
+        *("steps", "device", "parallel", "accumulate", "compile", "recompute", "patience"),
+        *("save_every", "keep_last", "validate_every", "log_every", "listen_every", "tensorboard", "wandb", "codec"),
+        *("stream.workers", "stream.cache", "stream.cache_gb"),
+        *("stream.workers", "stream.cache", "stream.cache_gb"),
+    }
+)
+"""What a resumed run may change: how long, where, in how many parts, and what it tells; the others decide the curve."""
+
+
+class Run:
+    """Network, optimiser, average and position of one training run."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        sets: Sequence[ShardSet],
+        shares: npt.NDArray[np.float64],
+        out: Path,
+        group: Workers,
+    ) -> None:
+        card = sets[0].card
+        self.config, self.out, self.group, self.step = config, out, group, 0
+        self.device, self.stopping = group.device, False
+        model = config.network(card.codec["spec"]["latent_channels"], card.embedder["spec"]["dim"])
+        self.network = JointTransformer(model, seed=config.seed).to(self.device)
+        self.parameters = sum(parameter.numel() for parameter in self.network.parameters())
+        if config.recompute:
+            for layer in self.network.transformer.layers:
+                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)  # type: ignore[method-assign]
+        self._module = distribute(self.network, config.parallel, group)
+        if config.compile:
+            _compile(self.network, config.parallel == "fsdp" and group.world > 1)
+        self.average = WeightAverage(self.network, config.ema)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(),
+            lr=config.learning_rate,
+            betas=config.betas,
+            weight_decay=config.weight_decay,
+            fused=True,
+        )
+        self.guard = Guard(config.spike, config.patience)
+        self._best = float("inf")
+        self.mean = torch.tensor(card.latent_mean, device=self.device)[:, None]
+        self.std = torch.tensor(card.latent_std, device=self.device)[:, None]
+        used = [
+            {"share": float(share), "samples": dict(sorted(s.corpora.items()))}
+            for s, share in zip(sets, shares, strict=True)
+        ]
+        self._checkpoints = Checkpoints(out, config.keep_last)
+        self.checkpoint = CheckpointConfig.of(
+            card, model, config.stream.crop_frames, {"recipe": asdict(config), "data": used}, config.objective
+        )
+        self._data = _data_identity(sets, shares)
+
+    def train_step(self, examples: Examples, count: int, *, stop: bool = False) -> dict[str, float]:
+        """One optimiser step; returns loss, learning rate, gradient norm and loss of each track, over all processes.
+
+        ``count`` is the number of tracks that count in the loss, over all processes. Where ``stop`` is True in any of
+        them, ``stopping`` becomes True in each. A step that the guard lets not pass leaves the weights as they are and
+        returns the number of those, too.
+
+        Raises ConfigError when too many steps in a row did not pass.
+        """
+        self.network.train()
+        self.optimizer.zero_grad()
+        process, errors = PROCESSES[self.config.objective], torch.zeros(len(TRACKS), device=self.device)
+        parts = examples.split(self.config.accumulate)
+        for number, part in enumerate(parts):
+            noisy, target = noised(part, process, self.mean, self.std)
+            with accumulating(self._module, number == len(parts) - 1):
+                error = track_errors(self._call(self._module, noisy, part.tau, part.embeddings), target) * part.counted
+                # Gradients are the mean over processes; the loss is that over all examples of all of them.
+                (error.sum() * (self.group.world / max(1, count))).backward()
+            errors += error.detach().sum(dim=0)
+        norm = whole(nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip)).item()
+        sums = torch.cat([errors, examples.counted.sum(dim=0), errors.new_tensor([float(stop)])]).double()
+        *totals, asked = self.group.total(sums).tolist()
+        self.stopping = asked > 0
+        totals, counts = totals[: len(TRACKS)], totals[len(TRACKS) :]
+        loss = sum(totals) / max(1, count)
+        rate = self.config.learning_rate * factor(
+            self.config.schedule,
+            self.step,
+            warmup=self.config.warmup,
+            steps=self.config.steps,
+            decay_share=self.config.decay_share,
+        )
+        figures = {"loss": loss, "lr": rate, "norm": norm}
+        # A track that was given in every example of the batch has no loss.
+        figures |= {f"loss_{name}": e / n for name, e, n in zip(TRACKS, totals, counts, strict=True) if n}
+        if self.guard.passes(self.step + 1, loss, norm):
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+            self.average.update()
+        else:
+            figures["skipped"] = self.guard.skipped
+        self.step += 1
+        return figures
+
+    @contextmanager
+    def averaged(self) -> Iterator[Network]:
+        """Within, the network has its averaged weights and is in evaluation mode; a function that calls it."""
+        self.network.eval()
+        with self.average.applied():
+            yield partial(self._call, self.network)
+        regather(self.network)  # FSDP holds the average that it has gathered for the last call
+        self.network.train()
+
+    def keep_best(self, val_loss: float) -> None:
+        """Write the best checkpoint when the validation loss is the lowest so far."""
+        if val_loss < self._best:
+            self._best = val_loss
+            weights = self._averaged_state()
+            if self.group.first:
+                self._checkpoints.save_best(self._described(), weights)
+
+    def save(self, position: StreamState) -> None:
+        """Write the checkpoint, then the state to resume from: a run that is killed between them makes both again."""
+        weights = self._averaged_state()
+        state = {
+            "recipe": _fixed(self.config),
+            "data": self._data,
+            "step": self.step,
+            "stream": asdict(position),
+            "network": whole(self.network.state_dict()),
+            "average": whole(self.average.state_dict()),
+            "optimizer": whole(self.optimizer.state_dict()),
+            "guard": self.guard.state_dict(),
+            "best": self._best,
+        }
+        if self.group.first:
+            self._checkpoints.save(self.step, self._described(), weights)
+            save_state(self.out / STATE_FILE, state)
+        self.group.wait()
+
+    def begin(self, resume: bool) -> StreamState | None:
+        """Take up the state in the run's folder, and the stream's position; None at the beginning.
+
+        Raises CheckpointError when the state cannot be used; nothing in the folder has been changed then.
+        """
+        path = self.out / STATE_FILE
+        state = load_state(path) if resume else None
+        if state:
+            self._check(path, state)
+        self.group.wait()  # until all have read what the first is about to remove
+        if self.group.first:
+            self.out.mkdir(parents=True, exist_ok=True)
+            self._checkpoints.clear(after=state["step"] if state else 0)
+            write_json(self.out / RECIPE_FILE, asdict(self.config))
+            if state is None:
+                # What is here is another run's: after a kill before the first save, this one must not go on from it.
+                path.unlink(missing_ok=True)
+        if state is None:
+            return None
+        self.step, self._best = state["step"], state["best"]
+        own = self.network.state_dict()
+        self.network.load_state_dict({key: like(value, own[key]) for key, value in state["network"].items()})
+        self.average.load_state_dict(state["average"])
+        self.guard.load_state_dict(state["guard"])
+        parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        moments = {
+            number: {key: like(value, parameters[number]) for key, value in entry.items()}
+            for number, entry in state["optimizer"]["state"].items()
+        }
+        self.optimizer.load_state_dict({**state["optimizer"], "state": moments})
+        logger.info("going on at step %d of %s", self.step, path)
+        return StreamState(**state["stream"])
+
+    def _call(self, module: nn.Module, noisy: Tensor, tau: Tensor, embeddings: Tensor) -> Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bfloat16"):
+            v: Tensor = module(noisy, tau, embeddings)
+        return v
+
+    def _described(self) -> CheckpointConfig:
+        return replace(self.checkpoint, training={**self.checkpoint.training, "steps": self.step})
+
+    def _averaged_state(self) -> dict[str, Tensor]:
+        weights: dict[str, Tensor] = whole(self.network.state_dict() | self.average.values)
+        return weights
+
+    def _check(self, path: Path, state: dict[str, Any]) -> None:
+        """Refuse the state of another run. Raises CheckpointError."""
+        anew = "use a new --out, or --no-resume"
+        now, then = _fixed(self.config), state.get("recipe", {})
+        if changed := [key for key in sorted({*now, *then}) if now.get(key) != then.get(key)]:
+            told = ", ".join(f"{key} {then.get(key)}, now {now.get(key)}" for key in changed)
+            raise CheckpointError(f"{path}: made with another recipe ({told}); {anew}")
+        if state.get("data") != self._data:
+            raise CheckpointError(f"{path}: made with other data, or other weights of it; {anew}")
+
+
+def _compile(network: JointTransformer, by_block: bool) -> None:
+    if by_block:  # FSDP gathers the weights of a block around its call
+        for layer in network.transformer.layers:
+            layer.compile()
+    else:
+        network.compile()
+
+
+def _fixed(config: TrainConfig) -> dict[str, Any]:
+    """What a resumed run must share."""
+    free = FREE - ({"steps"} if needs_end(config.schedule) else set())
+    return {key: value for key, value in flat(asdict(config)).items() if key not in free}
+
+
+def _data_identity(sets: Sequence[ShardSet], shares: npt.NDArray[np.float64]) -> str:
+    cards = [[s.card.encoder, s.card.latent_mean, s.card.latent_std] for s in sets]
+    return content_hash([cards, shares.tolist(), [s.identity() for s in sets]])

@@ -1,0 +1,144 @@
+"""The bytes of samples, from disks or from far, with at most so many shards open and none of them kept in memory."""
+
+import hashlib
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from manifests.errors import ShardError
+from manifests.remote import is_remote
+from manifests.shards import SHARDS_FOLDER
+from manifests.store import FETCH_BYTES, Store, open_store
+from training.shard_cache import Entry, ShardCache
+
+OPEN_SHARDS = 256
+REQUESTS = 16
+"""Requests that are under way at once, for each data set."""
+
+Column = npt.NDArray[np.int64]
+
+
+class ShardBytes:
+    """Samples by their row in an index; safe for threads.
+
+    A local sample is one read from an open file: pages of the operating system's cache, which are not this process's.
+    A remote one is one request, or, with ``whole``, its whole shard is fetched into the cache. What came from far is
+    checked against the checksums of the index.
+    """
+
+    def __init__(self, data: Path | str, index: pa.Table, cache: ShardCache | None, whole: bool) -> None:
+        names = index["root"].combine_chunks().dictionary_encode(), index["shard"].combine_chunks().dictionary_encode()
+        roots, shards = (column.indices.to_numpy().astype(np.int64) for column in names)
+        places, self.shards = np.unique(np.stack([roots, shards]), axis=1, return_inverse=True)
+        """Number of each row's shard ``[rows]``."""
+        stores = {root: open_store(root or data) for root in names[0].dictionary.to_pylist()}
+        ordered = [stores[root] for root in names[0].dictionary.to_pylist()]
+        self._places: list[tuple[Store, str]] = [
+            (ordered[root], f"{SHARDS_FOLDER}/{names[1].dictionary[shard].as_py()}")
+            for root, shard in places.T.tolist()
+        ]
+        self._offsets, self._sizes = (index[name].to_numpy() for name in ("offset", "size"))
+        self._checksums = index["checksum"].combine_chunks()
+        self._by_shard = np.argsort(self.shards, kind="stable")
+        self._edges = np.searchsorted(self.shards[self._by_shard], np.arange(len(self._places) + 1))
+        self._cache, self._whole = cache, whole
+        self._open = lru_cache(OPEN_SHARDS)(self._opened)
+        self._whole_entry = lru_cache(OPEN_SHARDS)(self._named)
+        far = any(is_remote(store.root) for store in ordered)
+        self._pool = ThreadPoolExecutor(REQUESTS, "fetch") if far else None
+
+    def place(self, row: int) -> str:
+        """The row's shard, for a person."""
+        store, name = self._places[self.shards[row]]
+        return store.location(name)
+
+    def read(self, rows: Sequence[int]) -> Iterator[bytes]:
+        """The bytes of samples in the tar, in order. Raises ShardError or StoreError."""
+        return self._pool.map(self._sample, rows) if self._pool else map(self._sample, rows)
+
+    def _sample(self, row: int) -> bytes:
+        shard = int(self.shards[row])
+        offset, size = int(self._offsets[row]), int(self._sizes[row])
+        store, name = self._places[shard]
+        try:
+            if not is_remote(store.root):
+                content = self._open(shard).read(size, offset)
+            else:
+                content = self._far(row, shard, offset, size)
+        except FileNotFoundError:
+            raise ShardError(f"{store.location(name)}: missing, though the index names it") from None
+        except OSError as error:
+            raise ShardError(f"{store.location(name)}: cannot be read ({error.strerror or error})") from error
+        self._check_length(row, content)
+        return content
+
+    def _opened(self, shard: int) -> "_Open":
+        store, name = self._places[shard]
+        return _Open(f"{store.root}/{name}")
+
+    def _far(self, row: int, shard: int, offset: int, size: int) -> bytes:
+        content = None
+        if self._cache and self._whole:
+            name, end = self._whole_entry(shard)
+            content = self._cache.read(name, end, offset, size, lambda entry: self._fill(entry, shard, end))
+        elif self._cache:
+            name = f"{self.place(row)} {offset} {size} {self._checksums[row]}"
+            content = self._cache.read(name, size, 0, size, lambda entry: entry.write(self._fetch(row)))
+        return self._fetch(row) if content is None else content
+
+    def _fetch(self, row: int) -> bytes:
+        store, name = self._places[self.shards[row]]
+        content = store.read_range(name, int(self._offsets[row]), int(self._sizes[row]))
+        self._check(row, content)
+        return content
+
+    def _fill(self, entry: Entry, shard: int, end: int) -> None:
+        store, name = self._places[shard]
+        for start in range(0, end, FETCH_BYTES):
+            entry.write(store.read_range(name, start, min(FETCH_BYTES, end - start)))
+        for row in self._rows(shard).tolist():
+            self._check(row, entry.read(int(self._offsets[row]), int(self._sizes[row])))
+
+    def _check(self, row: int, content: bytes) -> None:
+        self._check_length(row, content)
+        if hashlib.sha256(content).hexdigest() != self._checksums[row].as_py():
+            raise ShardError(
+                f"{self.place(row)}: its sample at byte {self._offsets[row]} is damaged; verify the shards"
+            )
+
+    def _check_length(self, row: int, content: bytes) -> None:
+        if len(content) < self._sizes[row]:
+            raise ShardError(
+                f"{self.place(row)}: ends before its sample at byte {self._offsets[row]}; verify the shards"
+            )
+
+    def _named(self, shard: int) -> tuple[str, int]:
+        """Name and length of a shard in the cache: as much of it as the index names, with the checksums of that."""
+        rows = self._rows(shard)
+        end = int((self._offsets[rows] + self._sizes[rows]).max())
+        checksums = "".join(self._checksums.take(pa.array(rows)).to_pylist())
+        return f"{self.place(int(rows[0]))} {end} {hashlib.sha256(checksums.encode()).hexdigest()}", end
+
+    def _rows(self, shard: int) -> Column:
+        return self._by_shard[self._edges[shard] : self._edges[shard + 1]]
+
+
+class _Open:
+    """A file that is closed when nobody reads from it any more."""
+
+    def __init__(self, path: str) -> None:
+        self._number = os.open(path, os.O_RDONLY)
+
+    def read(self, size: int, offset: int) -> bytes:
+        """So many bytes, fewer at the end."""
+        return os.pread(self._number, size, offset)
+
+    def __del__(self) -> None:
+        if hasattr(self, "_number"):
+            os.close(self._number)

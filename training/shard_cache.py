@@ -1,0 +1,181 @@
+"""A local cache of what came from far, of bounded size, for all processes of a machine.
+
+An entry is a file whose name is a hash of what it holds, so that it can never be stale, and that appears whole. What
+was not read for longest goes first. Two that want the same entry at once fetch it once. A disk that is full or refuses
+ends nothing: one warning, and no more is put into the cache.
+"""
+
+import fcntl
+import hashlib
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from manifests.errors import ConfigError
+
+Fill = Callable[["Entry"], None]
+
+logger = logging.getLogger(__name__)
+
+_TOTAL = "total"
+_TEMPORARY = "temporary-"
+_LOCKS = "locks"
+_STRIPES = 64
+_ROOM = 0.9
+"""Share of the limit that is left after old entries had to go, so that few fills have to look at all of them."""
+_TOUCH_S = 60.0
+"""An entry that is read again so soon is as fresh as it was."""
+_ABANDONED_S = 3600.0
+
+
+class ShardCache:
+    """Entries below a folder that any number of threads and processes share."""
+
+    def __init__(self, folder: Path | str, limit: int) -> None:
+        """Keep at most ``limit`` bytes in ``folder``. Raises ConfigError when the limit makes no sense."""
+        if limit < 1:
+            raise ConfigError(f"a cache of {limit} bytes holds nothing; give it more, or no cache")
+        self.folder, self.limit = Path(folder), limit
+        self._broken = False
+        try:
+            (self.folder / _LOCKS).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            self._give_up(error)
+
+    def read(self, name: str, size: int, start: int, count: int, fill: Fill) -> bytes | None:
+        """``count`` bytes from ``start`` on of the entry ``name``; ``fill`` writes its ``size`` bytes where it lacks.
+
+        None where it cannot be kept: it is larger than the cache, or the disk is full or refuses. Whatever ``fill``
+        raises itself passes through, and leaves no entry.
+        """
+        path = self.folder / hashlib.sha256(name.encode()).hexdigest()[:40]
+        content = _read(path, size, start, count)
+        if content is not None or self._broken or size > self.limit:
+            return content
+        try:
+            with self._locked(f"{_LOCKS}/{int(path.name[:8], 16) % _STRIPES}"):
+                # Somebody else may have had the lock, and filled it.
+                content = _read(path, size, start, count)
+                return self._filled(path, size, start, count, fill) if content is None else content
+        except _CannotKeep as error:
+            self._give_up(error)
+            return None
+
+    def _filled(self, path: Path, size: int, start: int, count: int, fill: Fill) -> bytes:
+        self._reserve(size)
+        with _keeping():
+            file, temporary = tempfile.mkstemp(prefix=_TEMPORARY, dir=self.folder)
+        try:
+            fill(Entry(file))
+            with _keeping():
+                os.fsync(file)
+                os.replace(temporary, path)
+                return os.pread(file, count, start)
+        finally:
+            os.close(file)
+            with suppress(OSError):
+                os.unlink(temporary)
+
+    def _reserve(self, size: int) -> None:
+        """Make room for an entry. The total is kept in a file; what is really there is counted where it is too much."""
+        with self._locked(_TOTAL) as file, _keeping():
+            os.lseek(file, 0, os.SEEK_SET)
+            text = os.read(file, 32).strip()
+            total = (int(text) if text.isdigit() else self.limit) + size
+            if total > self.limit:
+                total = self._evict(size) + size
+            os.ftruncate(file, 0)
+            os.pwrite(file, str(total).encode(), 0)
+
+    def _evict(self, size: int) -> int:
+        """Remove what was not read for longest until ``size`` bytes more leave some room; what is left in bytes."""
+        found: list[tuple[float, int, str]] = []
+        with os.scandir(self.folder) as entries:
+            for entry in entries:
+                with suppress(FileNotFoundError):
+                    if entry.is_file() and entry.name != _TOTAL:
+                        state = entry.stat()
+                        found.append((state.st_mtime, state.st_size, entry.path))
+        left = sum(bytes_ for _, bytes_, _ in found)
+        if left + size <= self.limit:
+            return left
+        for changed, bytes_, path in sorted(found):
+            if left + size <= self.limit * _ROOM:
+                break
+            if os.path.basename(path).startswith(_TEMPORARY) and time.time() - changed < _ABANDONED_S:
+                continue
+            with suppress(FileNotFoundError):
+                os.unlink(path)
+            left -= bytes_
+        return left
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[int]:
+        # Each holder opens the file anew, for a lock belongs to what was opened: so threads exclude each other too.
+        with _keeping():
+            file = os.open(self.folder / name, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            with _keeping():
+                fcntl.flock(file, fcntl.LOCK_EX)
+            yield file
+        finally:
+            os.close(file)
+
+    def _give_up(self, error: Exception) -> None:
+        if not self._broken:
+            self._broken = True
+            logger.warning("%s: nothing more is cached (%s); reading goes on without", self.folder, error)
+
+
+class _CannotKeep(Exception):
+    """The disk of the cache refuses."""
+
+
+@contextmanager
+def _keeping() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _CannotKeep(error.strerror or str(error)) from error
+
+
+class Entry:
+    """An entry that is being filled. Its own failures are told from those of what fills it."""
+
+    def __init__(self, file: int) -> None:
+        self._file = file
+
+    def write(self, content: bytes) -> None:
+        """Add to the end."""
+        rest = memoryview(content)
+        with _keeping():
+            while rest:
+                rest = rest[os.write(self._file, rest) :]
+
+    def read(self, start: int, count: int) -> bytes:
+        """What was written, for a check."""
+        with _keeping():
+            return os.pread(self._file, count, start)
+
+
+def _read(path: Path, size: int, start: int, count: int) -> bytes | None:
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        state = os.fstat(file)
+        if state.st_size != size:
+            return None
+        if time.time() - state.st_mtime > _TOUCH_S:
+            with suppress(OSError):
+                os.utime(file)
+        return os.pread(file, count, start)
+    except OSError:
+        return None
+    finally:
+        os.close(file)
