@@ -65,10 +65,10 @@ class ShardCache:
             self._give_up(error)
             return None
 
-    def _filled(self, path: Path, size: int, start: int, count: int, fill: Fill) -> bytes:
-        self._reserve(size)
-        with _keeping():
-            file, temporary = tempfile.mkstemp(prefix=_TEMPORARY, dir=self.folder)
+    def _filled(self, path: Path, size: int, start: int, count: int, fill: Fill) -> bytes | None:
+        if (reserved := self._reserve(size)) is None:
+            return None
+        file, temporary = reserved
         try:
             fill(Entry(file))
             with _keeping():
@@ -80,16 +80,23 @@ class ShardCache:
             with suppress(OSError):
                 os.unlink(temporary)
 
-    def _reserve(self, size: int) -> None:
-        """Make room for an entry. The total is kept in a file; what is really there is counted where it is too much."""
-        with self._locked(_TOTAL) as file, _keeping():
-            os.lseek(file, 0, os.SEEK_SET)
-            text = os.read(file, 32).strip()
+    def _reserve(self, size: int) -> tuple[int, str] | None:
+        """A temporary file that counts as large as the entry will be; None where what is being filled takes all room.
+
+        The total is kept in a file; what is really there is counted where it is too much.
+        """
+        with self._locked(_TOTAL) as total_file, _keeping():
+            text = os.pread(total_file, 32, 0)
             total = (int(text) if text.isdigit() else self.limit) + size
             if total > self.limit:
                 total = self._evict(size) + size
-            os.ftruncate(file, 0)
-            os.pwrite(file, str(total).encode(), 0)
+            if total > self.limit:
+                return None
+            os.ftruncate(total_file, 0)
+            os.pwrite(total_file, str(total).encode(), 0)
+            file, temporary = tempfile.mkstemp(prefix=_TEMPORARY, dir=self.folder)
+            os.ftruncate(file, size)
+            return file, temporary
 
     def _evict(self, size: int) -> int:
         """Remove what was not read for longest until ``size`` bytes more leave some room; what is left in bytes."""
