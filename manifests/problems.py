@@ -20,6 +20,7 @@ class Effect(StrEnum):
 PROBLEMS: dict[str, tuple[Effect, str]] = {
     "metadata": (Effect.SONG, "a metadata file is missing or cannot be parsed"),
     "excluded": (Effect.SONG, "the corpus itself leaves this song out"),
+    "worker_died": (Effect.SONG, "measuring the song ended the process that did it, again and again"),
     "unknown_subset": (Effect.SONG, "the layout does not say which subset this folder is"),
     "mixture_only": (Effect.SONG, "the corpus has mixtures only, no stems"),
     "no_stems": (Effect.SONG, "no stem file was found"),

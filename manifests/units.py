@@ -51,6 +51,10 @@ class Failure:
     message: str
 
 
+WORKER_DIED = "worker_died"
+"""Code of the windows of a unit that is not sealed, since it ended every process that worked on it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sidecar:
     """What stands beside a shard and marks it complete."""
@@ -58,6 +62,7 @@ class Sidecar:
     shard: str
     sha256: str
     size: int
+    """Bytes of the shard; 0 where no window could be encoded, so that there is no shard."""
     plan: str
     """Hash over the unit's windows and their splits."""
     encoder: str
@@ -171,13 +176,13 @@ def write_sidecar(data: Path | str, name: str, sidecar: Sidecar) -> None:
 def read_sidecars(data: Path | str, names: Iterable[str]) -> dict[str, Sidecar | None]:
     """Name -> the sidecar of a complete shard, or None where the shard is not there, not whole or not readable.
 
-    One listing, then only sidecars that have a shard beside them are read, many at a time. Raises StoreError.
+    One listing, then the sidecars, many at a time. Raises StoreError.
     """
     store = open_store(data)
     sizes = store.sizes(SHARDS_FOLDER)
 
     def read(name: str) -> Sidecar | None:
-        if f"{name}.tar" not in sizes or f"{name}.json" not in sizes:
+        if f"{name}.json" not in sizes:
             return None
         try:
             # With the size from the listing a store need not be asked for it.
@@ -185,7 +190,7 @@ def read_sidecars(data: Path | str, names: Iterable[str]) -> dict[str, Sidecar |
             sidecar = _sidecar(content, store.location(sidecar_name(name)))
         except (ShardError, FileNotFoundError):
             return None
-        return sidecar if sizes.get(sidecar.shard) == sidecar.size else None
+        return sidecar if sizes.get(sidecar.shard, 0) == sidecar.size else None
 
     wanted = list(names)
     with ThreadPoolExecutor(_READERS) as pool:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from manifests.errors import ConfigError
 from mgeldm.cli import FAILED_ITEMS, OK, USAGE, Command, _parsed, _parser, _show
 
 _DATA = "data set of `mgeldm encode`: a folder or an fsspec URL"
@@ -37,17 +38,21 @@ def _verify(arguments: Sequence[str]) -> int:
     parser.add_argument("data", metavar="DATA", help=_DATA)
     parser.add_argument("--splits", type=Path, help="plan that every window must stand in, once, as planned")
     parser.add_argument("--songs", type=Path, help="manifest of the plan: some windows are encoded anew and compared")
-    parser.add_argument("--reencode", type=float, default=0.01, help="share of the windows to encode anew")
+    parser.add_argument(
+        "--reencode", type=float, help="share of the windows to encode anew, by the manifest; by default 0.01"
+    )
     parser.add_argument("--seed", type=int, default=0, help="decides which")
     parser.add_argument("--codec", default="default", help="codec folder, if not the one shipped")
     parser.add_argument("--embedder", default="default", help="embedder folder, if not the one shipped")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parsed = _parsed(parser, arguments)
+    if parsed.reencode is not None and not parsed.songs:
+        raise ConfigError(f"--reencode {parsed.reencode:g} needs the manifest of the plan; give --songs, too")
     again = None
     if parsed.songs:
         again = Reencode(
             songs=parsed.songs,
-            share=parsed.reencode,
+            share=0.01 if parsed.reencode is None else parsed.reencode,
             seed=parsed.seed,
             codec=parsed.codec,
             embedder=parsed.embedder,

@@ -10,13 +10,13 @@ from manifests.atomic import TEMPORARY_PREFIX, abandoned
 from manifests.errors import ShardError
 from manifests.shards import INDEX_FILE, SHARDS_FOLDER, read_index
 from manifests.store import Store, open_store
-from manifests.units import FAILURES_FILE, parse_sidecar, read_failures
+from manifests.units import FAILURES_FILE, parse_sidecar, read_failures, read_units
 
 OLD_S = 24 * 3600.0
 """A temporary file of this age is left over, though some process has the number of the one that wrote it."""
 
 # As `manifests.units.unit_name` makes them.
-_UNIT = re.compile(r"(?P<stem>.+-[0-9a-f]{12})\.(?P<suffix>tar|json)", re.DOTALL)
+_UNIT = re.compile(r"(?P<stem>(?P<kind>.+)-[0-9a-f]{12})\.(?P<suffix>tar|json)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +39,8 @@ class CleanSummary:
 def gc(data: Path | str, *, dry_run: bool = False, unused: bool = False) -> CleanSummary:
     """Remove leftovers of killed jobs: temporary files, shards without a sidecar and sidecars without a shard.
 
+    Halves go only where a unit of this data set may have that name, and the index does not name them.
+
     Not while a job writes into ``data``: a shard has no sidecar for a moment. ``unused`` also removes sealed shards
     that neither index nor failures name, of which data sets made by `merge` and `select` may still read.
 
@@ -49,7 +51,7 @@ def gc(data: Path | str, *, dry_run: bool = False, unused: bool = False) -> Clea
     store = open_store(data)
     if not store.sizes() and not store.sizes(SHARDS_FOLDER):
         raise ShardError(f"{data}: no data set is there")
-    found = [*_temporaries(store), *_halves(store)]
+    found = [*_temporaries(store), *_halves(data, store)]
     if unused:
         found += _unused(data, store, {leftover.file for leftover in found})
     if not dry_run:
@@ -73,14 +75,18 @@ def _age(store: Store, name: str) -> float:
     return time.time() - path.stat().st_mtime if path.is_file() else 0.0
 
 
-def _halves(store: Store) -> Iterator[Leftover]:
+def _halves(data: Path | str, store: Store) -> Iterator[Leftover]:
     sizes = store.sizes(SHARDS_FOLDER)
+    kinds = {f"{unit.corpus}-{unit.subset}" for unit in read_units(data)}
+    named = {row.shard for row in read_index(data) if not row.root} if store.exists(INDEX_FILE) else set()
     for name in sorted(sizes):
         unit = _UNIT.fullmatch(name)
-        other = {"tar": "json", "json": "tar"}
-        if unit and f"{unit['stem']}.{other[unit['suffix']]}" not in sizes:
-            lacks = "shard without a sidecar" if unit["suffix"] == "tar" else "sidecar without a shard"
-            yield Leftover(file=f"{SHARDS_FOLDER}/{name}", bytes=sizes[name], reason=lacks)
+        if not unit or unit["kind"] not in kinds or f"{unit['stem']}.tar" in named:
+            continue
+        if unit["suffix"] == "tar" and f"{unit['stem']}.json" not in sizes:
+            yield Leftover(file=f"{SHARDS_FOLDER}/{name}", bytes=sizes[name], reason="shard without a sidecar")
+        elif unit["suffix"] == "json" and f"{unit['stem']}.tar" not in sizes and not _is_shardless(data, unit["stem"]):
+            yield Leftover(file=f"{SHARDS_FOLDER}/{name}", bytes=sizes[name], reason="sidecar without a shard")
 
 
 def _unused(data: Path | str, store: Store, found: set[str]) -> Iterator[Leftover]:
@@ -95,6 +101,14 @@ def _unused(data: Path | str, store: Store, found: set[str]) -> Iterator[Leftove
         file = f"{SHARDS_FOLDER}/{name}"
         if unit and unit["stem"] not in named and file not in found and _is_sealed(data, unit["stem"]):
             yield Leftover(file=file, bytes=size, reason="the index names no sample in it")
+
+
+def _is_shardless(data: Path | str, name: str) -> bool:
+    """Whether the sidecar says that no window could be encoded."""
+    try:
+        return parse_sidecar(data, name).size == 0
+    except ShardError:
+        return False
 
 
 def _is_sealed(data: Path | str, name: str) -> bool:

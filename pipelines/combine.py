@@ -27,7 +27,7 @@ from manifests.shards import (
 from manifests.store import open_store
 from manifests.units import FAILURES_FILE, Failure, Sidecar, parse_sidecar, read_failures, write_failures
 from pipelines.croissant import write_croissant
-from pipelines.dataset_readme import write_readme
+from pipelines.dataset_readme import check_no_other_readme, write_readme
 from pipelines.encode_unit import latent_moments
 
 Place = Path | str
@@ -124,6 +124,7 @@ def _write(
     store = open_store(out)
     if any(store.exists(name) for name in (CARD_FILE, INDEX_FILE)) or store.sizes(SHARDS_FOLDER):
         raise ConfigError(f"{out}: holds a data set already; choose another folder")
+    check_no_other_readme(out)
     prompts: dict[str, npt.NDArray[np.float32]] = {}
     for reader in readers:
         prompts = read_prompts(reader.data) | prompts
@@ -132,7 +133,8 @@ def _write(
     write_prompts(store.location(PROMPTS_FILE), prompts)
     write_failures(out, failures)
     write_index(out, rows)
-    write_readme(out, card)
+    roots = tuple(sorted({row.root for row in rows}))
+    write_readme(out, card, roots=roots)
     write_croissant(out, card, sidecars)
     write_card(out, card)
     return CombineSummary(
@@ -140,7 +142,7 @@ def _write(
         of=sum(len(reader) for reader in readers),
         songs=card.songs,
         hours=card.hours,
-        roots=tuple(sorted({row.root for row in rows})),
+        roots=roots,
     )
 
 

@@ -1,21 +1,50 @@
 """The data set card for people: `README.md` beside the shards, with the metadata block that the hub reads."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from manifests.shards import DatasetCard
+from manifests.errors import ConfigError
+from manifests.shards import CARD_FILE, DatasetCard
 from manifests.store import open_store
+from manifests.units import UNITS_FILE
+
+README_FILE = "README.md"
+ALL_SHARDS = "shards/*.tar"
 
 
-def write_readme(data: Path | str, card: DatasetCard) -> None:
-    """Write ``README.md`` from the card. Raises StoreError."""
+def check_no_other_readme(data: Path | str) -> None:
+    """Raise ConfigError where `write_readme` would write over somebody else's, in a folder that is no data set."""
+    store = open_store(data)
+    if store.exists(README_FILE) and not store.exists(UNITS_FILE) and not store.exists(CARD_FILE):
+        raise ConfigError(f"{data}: holds a {README_FILE} but no data set; choose another folder")
+
+
+def write_readme(
+    data: Path | str, card: DatasetCard, shards: str | Sequence[str] = ALL_SHARDS, roots: Sequence[str] = ()
+) -> None:
+    """Write ``README.md`` from the card.
+
+    Args:
+        data: The data set.
+        card: What it says.
+        shards: The files that hold the samples, which the hub's reader is told.
+        roots: The data sets that hold the shards, if not this one; then that reader is told nothing.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
     licenses = sorted(card.licenses)
-    front = {
+    front: dict[str, Any] = {
         "license": (licenses[0].lower() or "unknown") if len(licenses) == 1 else "other",
         "tags": ["audio", "music", "multitrack", "latents", "webdataset", "mge-ldm"],
-        "configs": [{"config_name": "default", "data_files": "shards/*.tar"}],
     }
+    if not roots:
+        front["configs"] = [
+            {"config_name": "default", "data_files": shards if isinstance(shards, str) else list(shards)}
+        ]
     codec, embedder = card.codec["spec"], card.embedder["spec"]
     lines = [
         "---",
@@ -40,7 +69,9 @@ def write_readme(data: Path | str, card: DatasetCard) -> None:
         *_table("licence", "songs", card.licenses),
         "## A sample",
         "",
-        "Each sample of a shard (`shards/*.tar`, WebDataset) is one window:",
+        "Each sample of a shard (`shards/*.tar`, WebDataset) is one window:"
+        if not roots
+        else f"Each sample is one window. They lie in the WebDataset shards of {_listed(roots)}, as the index says:",
         "",
         "- `KEY.latents.npy`: float16 `[1+2K, C, L]`, the mix, then submix and source of each of K splits;",
         "- `KEY.embeddings.npy`: float16 `[1+2K, W, D]`, audio embeddings at W hops;",
@@ -49,7 +80,11 @@ def write_readme(data: Path | str, card: DatasetCard) -> None:
         "`index.parquet` says where each sample lies; `prompts.safetensors` holds the text embeddings.",
         "",
     ]
-    open_store(data).write("README.md", "\n".join(lines).encode())
+    open_store(data).write(README_FILE, "\n".join(lines).encode())
+
+
+def _listed(roots: Sequence[str]) -> str:
+    return ", ".join(f"`{root}`" for root in roots)
 
 
 def _table(head: str, unit: str, counts: dict[str, int]) -> list[str]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from manifests.atomic import abandoned
-from manifests.errors import ManifestError, PromptError
+from manifests.errors import ConfigError, ManifestError, PromptError
 from manifests.shards import (
     CARD_FILE,
     PROMPTS_FILE,
@@ -29,18 +29,28 @@ from manifests.shards import (
 from manifests.songs import Song, read_songs
 from manifests.splits import Plan, Window, read_splits, texts
 from manifests.store import Store, open_store
-from manifests.units import Sidecar, Unit, assign_units, read_sidecars, read_units, write_failures, write_units
+from manifests.units import (
+    WORKER_DIED,
+    Failure,
+    Sidecar,
+    Unit,
+    assign_units,
+    read_sidecars,
+    read_units,
+    write_failures,
+    write_units,
+)
 from mgeldm.codec import Codec, load_codec
 from mgeldm.codec.long import silence_latent
 from mgeldm.embedder import Embedder, load_embedder
 from mgeldm.progress import progress
 from pipelines.calibrate import CALIBRATION_S, calibrate
 from pipelines.croissant import write_croissant
-from pipelines.dataset_readme import write_readme
+from pipelines.dataset_readme import ALL_SHARDS, check_no_other_readme, write_readme
 from pipelines.encode_config import EncodeConfig, encoder_identity
 from pipelines.encode_unit import UnitEncoder, UnitWork, latent_moments
 from pipelines.encode_windows import mix_stems, one_core_each, track_stems
-from pipelines.runner import RunnerConfig, run_units
+from pipelines.runner import RunnerConfig, WorkerDied, run_units
 
 # Tar headers, padding and JSON of a sample.
 _BYTES_BESIDE = 5_000
@@ -91,6 +101,7 @@ def encode(
     windows = _windows_by_song(plan, by_id, splits, songs)
     encoder = encoder_identity(config, load_codec(config.codec), load_embedder(config.embedder))
     open_store(out).check_writable(SHARDS_FOLDER)
+    check_no_other_readme(out)
     known = read_units(out)
     units = assign_units(known, windows, by_id, config.windows_per_shard)
     if len(units) > len(known):
@@ -101,25 +112,46 @@ def encode(
     sealed = read_sidecars(out, names)
     todo = _waiting(works, sealed.values(), config)
     spent: Counter[str] = Counter()
+    lost: list[Failure] = []
     total, waiting = (sum(work.size for work in some) for some in (works, todo))
     with progress(total, "encode", "windows", initial=total - waiting) as bar:
         for index, result in run_units(todo, partial(UnitEncoder, config, out), runner):
-            sealed[result.sidecar.shard.removesuffix(".tar")] = result.sidecar
-            spent.update(result.seconds)
+            if isinstance(result, WorkerDied):
+                lost += _lost(todo[index], encoder, result.message)
+            else:
+                sealed[result.sidecar.shard.removesuffix(".tar")] = result.sidecar
+                spent.update(result.seconds)
             bar.update(todo[index].size)
-    sidecars = [sealed[name] for name in sorted(sealed)]
-    card = finish(out, [sidecar for sidecar in sidecars if sidecar], plan, by_id, config)
-    failures = Counter(failure.code for sidecar in sidecars if sidecar for failure in sidecar.failures)
+    unsealed = {failure.unit for failure in lost}
+    sidecars = [sidecar for name, sidecar in sorted(sealed.items()) if sidecar and name not in unsealed]
+    card = finish(out, sidecars, lost, plan, by_id, config)
+    failures = Counter(failure.code for failure in (*lost, *(f for sidecar in sidecars for f in sidecar.failures)))
     return EncodeSummary(
         shards=len(works),
         samples=card.samples,
         hours=card.hours,
-        encoded=len(todo),
+        encoded=len(todo) - len(unsealed),
         kept=len(works) - len(todo),
         failures=dict(failures.most_common()),
         profile=_profile(spent),
         seconds=time.monotonic() - begin,
     )
+
+
+def _lost(work: UnitWork, encoder: str, message: str) -> list[Failure]:
+    """The windows of a unit that no worker lived through. It is not sealed, so that the next run tries again."""
+    return [
+        Failure(
+            unit=work.name(encoder),
+            song_id=window.song_id,
+            window_id=window.window_id,
+            stage="encode",
+            code=WORKER_DIED,
+            message=message,
+        )
+        for windows in work.windows.values()
+        for window in windows
+    ]
 
 
 def _profile(spent: Mapping[str, float]) -> dict[str, float]:
@@ -144,6 +176,8 @@ def preview(
     Raises:
         ManifestError, CheckpointError: as `encode`.
     """
+    if not calibration_s >= 0:
+        raise ConfigError(f"calibration_s {calibration_s:g} must not be negative; 0 measures nothing")
     config = config or EncodeConfig()
     plan, by_id = read_splits(splits), _songs_by_id(songs)
     windows = _windows_by_song(plan, by_id, splits, songs)
@@ -196,22 +230,29 @@ def list_work(
 
 
 def finish(
-    out: Path | str, sidecars: Sequence[Sidecar], plan: Plan, songs: Mapping[str, Song], config: EncodeConfig
+    out: Path | str,
+    sidecars: Sequence[Sidecar],
+    lost: Sequence[Failure],
+    plan: Plan,
+    songs: Mapping[str, Song],
+    config: EncodeConfig,
 ) -> DatasetCard:
-    """Write prompts, failures, index, README and card of a data set from its sidecars."""
+    """Write prompts, failures, index, README and card of a data set from its sidecars, and what no sidecar tells."""
     store, named = open_store(out), {sidecar.shard for sidecar in sidecars}
     present = [name for name in store.sizes(SHARDS_FOLDER) if name.endswith(".tar") and not name.startswith(".")]
     if others := set(present) - named:
         logger.warning("%s: %d shards hold no window of this plan and leave the index", out, len(others))
     codec, embedder = load_codec(config.codec), load_embedder(config.embedder)
     prompts = embed_prompts(embedder, texts(plan.windows), config)
-    card = _card(sidecars, songs, config, codec, embedder)
+    failures = [*lost, *(failure for sidecar in sidecars for failure in sidecar.failures)]
+    card = _card(sidecars, songs, config, codec, embedder, len(failures))
     # Until all is written there is no card, so that nobody takes the new index for one of the old encoder.
     store.remove(CARD_FILE)
     write_prompts(store.location(PROMPTS_FILE), prompts)
-    write_failures(out, [failure for sidecar in sidecars for failure in sidecar.failures])
+    write_failures(out, failures)
     write_index(out, [row for sidecar in sidecars for row in sidecar.rows])
-    write_readme(out, card)
+    mine = [f"{SHARDS_FOLDER}/{sidecar.shard}" for sidecar in sidecars if sidecar.rows]
+    write_readme(out, card, mine if others else ALL_SHARDS)
     write_croissant(out, card, [("", sidecar) for sidecar in sidecars])
     write_card(out, card)
     _remove_leftovers(store)
@@ -249,7 +290,12 @@ def embed_prompts(
 
 
 def _card(
-    sidecars: Sequence[Sidecar], songs: Mapping[str, Song], config: EncodeConfig, codec: Codec, embedder: Embedder
+    sidecars: Sequence[Sidecar],
+    songs: Mapping[str, Song],
+    config: EncodeConfig,
+    codec: Codec,
+    embedder: Embedder,
+    failures: int,
 ) -> DatasetCard:
     rows = [row for sidecar in sidecars for row in sidecar.rows]
     mean, deviation = latent_moments(sidecars, codec.spec.latent_channels)
@@ -272,7 +318,7 @@ def _card(
         subsets=_counts(row.subset for row in rows),
         instruments=_counts(name for row in rows for name in row.instruments),
         licenses=_counts(songs[name].license for name in encoded),
-        failures=sum(len(sidecar.failures) for sidecar in sidecars),
+        failures=failures,
     )
 
 

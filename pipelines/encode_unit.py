@@ -1,5 +1,6 @@
 """The work of one encode unit: songs -> latents and embeddings -> one shard."""
 
+import hashlib
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -58,7 +59,7 @@ class UnitEncoder:
         self.out, self.windows = out, WindowEncoder(config)
 
     def __call__(self, work: UnitWork) -> UnitResult:
-        """Encode a unit, write its shard and then its sidecar."""
+        """Encode a unit, write its shard, if it has a sample, and then its sidecar."""
         begin = time.perf_counter()
         cores = torch.get_num_threads() if self.windows.forwards.device.type == "cpu" else 1
         self.windows.clock.take()
@@ -70,6 +71,10 @@ class UnitEncoder:
         store.remove(sidecar_name(name))
         path = store.location(f"{SHARDS_FOLDER}/{shard}")
         rows, digest, size = write_shard(path, self._samples(work, name, failures, totals))
+        if not rows:
+            # Some readers take a tar without samples for a damaged data set.
+            store.remove(f"{SHARDS_FOLDER}/{shard}")
+            digest, size = hashlib.sha256().hexdigest(), 0
         sidecar = Sidecar(
             shard=shard,
             sha256=digest,
@@ -107,7 +112,7 @@ class UnitEncoder:
 
 
 class Totals:
-    """Running sums over the samples of a shard, in float64."""
+    """Running sums over samples, in float64."""
 
     def __init__(self, channels: int) -> None:
         self.seconds = 0.0
@@ -123,15 +128,19 @@ class Totals:
         self.sum += values.sum(axis=(0, 2))
         self.squares += np.square(values).sum(axis=(0, 2))
 
+    def moments(self) -> tuple[list[float], list[float]]:
+        """Mean and standard deviation per channel; 0 and 1 where there is no sample."""
+        if not self.frames:
+            return [0.0] * len(self.sum), [1.0] * len(self.sum)
+        mean: npt.NDArray[np.float64] = self.sum / self.frames
+        return mean.tolist(), np.sqrt(np.maximum(self.squares / self.frames - mean**2, 1e-12)).tolist()
+
 
 def latent_moments(sidecars: Iterable[Sidecar], channels: int) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation per channel over all sidecars; 0 and 1 where there is no sample."""
-    count, total, squares = 0, np.zeros(channels), np.zeros(channels)
+    """Mean and standard deviation per channel over all sidecars, as `Totals.moments`."""
+    totals = Totals(channels)
     for sidecar in sidecars:
-        count += sidecar.latent_count
-        total += np.asarray(sidecar.latent_sum)
-        squares += np.asarray(sidecar.latent_squares)
-    if not count:
-        return [0.0] * channels, [1.0] * channels
-    mean: npt.NDArray[np.float64] = total / count
-    return mean.tolist(), np.sqrt(np.maximum(squares / count - mean**2, 1e-12)).tolist()
+        totals.frames += sidecar.latent_count
+        totals.sum += np.asarray(sidecar.latent_sum)
+        totals.squares += np.asarray(sidecar.latent_squares)
+    return totals.moments()

@@ -192,17 +192,16 @@ class WindowEncoder:
         """Stretches of one length, encoded with the codec's context on both sides, which is trimmed off."""
         spec, frames = self.codec.spec, jobs[0].stretch.frames
         hop, context = spec.hop, spec.context // spec.hop
-        with self.clock("mix"):
-            waves = torch.stack(
-                [
-                    self._cut(job, spec.sample_rate, (job.stretch.start - context) * hop, (frames + 2 * context) * hop)
-                    for job in jobs
-                ]
-            )
-            inner = waves[..., context * hop : (context + frames) * hop]
-            levels = inner.double().square().mean(dim=(1, 2)).sqrt().tolist()
-            windows = [self._embedder_windows(job) for job in jobs]
         try:
+            with self.clock("mix"):
+                begins = [(job.stretch.start - context) * hop for job in jobs]
+                longer = (frames + 2 * context) * hop
+                waves = torch.stack(
+                    [self._cut(job, spec.sample_rate, begin, longer) for job, begin in zip(jobs, begins, strict=True)]
+                )
+                inner = waves[..., context * hop : (context + frames) * hop]
+                levels = inner.double().square().mean(dim=(1, 2)).sqrt().tolist()
+                windows = [self._embedder_windows(job) for job in jobs]
             latents = self.forwards.latents(waves)[..., context : context + frames]
             embeddings = self.forwards.embeddings(torch.cat(windows))
         except torch.OutOfMemoryError:

@@ -203,13 +203,13 @@ def _song_of(window: str, songs: Path) -> tuple[str, float | None]:
     """The song that ``window`` names, and the second (of ``SONG_ID@SECONDS``, or the start that an id says)."""
     ids = song_ids(songs)
     song_id, sign, seconds = window.rpartition("@")
-    if sign and re.fullmatch(r"\d+(\.\d+)?", seconds):
+    if sign and re.fullmatch(r"\d{1,9}(\.\d{1,9})?", seconds):
         if song_id in ids:
             return song_id, float(seconds)
         raise ConfigError(f"{song_id}: no such song in {songs}{_near(song_id, sorted(ids))}")
     key, _, milliseconds = window.rpartition("-")
     keys = {song_key(song_id): song_id for song_id in ids}
-    if key in keys and re.fullmatch(r"\d{8,}", milliseconds):
+    if key in keys and re.fullmatch(r"\d{8,12}", milliseconds):
         return keys[key], int(milliseconds) / 1000
     # The hash says nothing of likeness.
     readable = {key.rpartition("-")[0]: song_id for key, song_id in keys.items()}

@@ -24,6 +24,7 @@ R = TypeVar("R")
 # Units and results are paths and rows; what is big goes through files.
 OBJECT_STORE_BYTES = 256 << 20
 RESTART_POLL_S = 0.1
+_DETAIL_LENGTH = 300
 
 logger = logging.getLogger(__name__)
 
@@ -65,17 +66,23 @@ class RunnerConfig:
         return self.gpus_per_worker or float(bool(self.min_gpus or self.max_gpus))
 
 
+@dataclass(frozen=True, slots=True)
+class WorkerDied:
+    """In place of the result of a unit that killed its worker more than ``RunnerConfig.retries`` times."""
+
+    message: str
+
+
 def run_units(
     units: Sequence[U], build: Callable[[], Callable[[U], R]], config: RunnerConfig
-) -> Iterator[tuple[int, R]]:
+) -> Iterator[tuple[int, R | WorkerDied]]:
     """Yield ``(index of the unit, its result)`` as units finish.
 
     ``build`` must be picklable (a module-level class or a `functools.partial`). On Ray, what workers log is logged
     here when their unit is done.
 
     Raises:
-        ConfigError: the Ray cluster cannot be reached or lacks GPUs.
-        RuntimeError: a unit killed its worker more than ``config.retries`` times.
+        ConfigError: the Ray cluster cannot be reached, lacks GPUs, or starts no worker.
         Exception: whatever ``build`` or a worker raised.
     """
     if not units:
@@ -125,7 +132,7 @@ def _knock(address: str) -> None:
 
 def _run_on_ray(
     units: Sequence[U], build: Callable[[], Callable[[U], R]], config: RunnerConfig
-) -> Iterator[tuple[int, R]]:
+) -> Iterator[tuple[int, R | WorkerDied]]:
     import ray
 
     connect(config)
@@ -153,10 +160,17 @@ def _run_on_ray(
                 answer = ray.get(found[0])
             except died as error:
                 if index is not None:
-                    _count_death(deaths, index, config.retries, error)
-                    pending.appendleft(index)
+                    deaths[index] += 1
+                    told = f"unit {index} killed its worker, which is started again ({_line(error)})"
+                    if deaths[index] <= config.retries:
+                        logger.warning("%s", told)
+                        pending.appendleft(index)
+                    else:
+                        logger.error("%s; it is left out", told)
+                        done += 1
+                        yield index, WorkerDied(_dead(deaths[index], error))
                 elif isinstance(error, ray.exceptions.ActorDiedError):
-                    raise RuntimeError(f"a worker cannot be started ({_line(error)})") from error
+                    raise ConfigError(f"the Ray cluster cannot start a worker ({_line(error)})") from error
                 # While it is started again, an actor refuses calls: one death would count as many.
                 time.sleep(RESTART_POLL_S)
                 running[actor.ready.remote()] = (actor, None)
@@ -199,14 +213,11 @@ def _said(resources: Mapping[str, float]) -> str:
     return " and ".join(f"{resources.get(kind, 0):g} {kind}s" for kind in ("CPU", "GPU"))
 
 
-def _count_death(deaths: Counter[int], index: int, retries: int, error: Exception) -> None:
-    deaths[index] += 1
-    if deaths[index] > retries:
-        raise RuntimeError(
-            f"unit {index} killed its worker {deaths[index]} times; run with runner=local to see why, or, if memory ran"
-            f" out, with fewer workers ({_line(error)})"
-        ) from error
-    logger.warning("unit %d killed its worker, which is started again (%s)", index, _line(error))
+def _dead(times: int, error: Exception) -> str:
+    return (
+        f"the worker that had it died {times} times; run with --runner local to see why, or, if memory ran out, with "
+        f"fewer --workers ({_line(error)[:_DETAIL_LENGTH]})"
+    )
 
 
 def _line(error: Exception) -> str:

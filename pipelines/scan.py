@@ -32,14 +32,14 @@ from manifests.songs import (
 from mgeldm.measure import ActivityConfig
 from mgeldm.progress import progress
 from pipelines.measure_song import NoteConfig, SongUnit, measure_song, sum_differs
-from pipelines.runner import RunnerConfig, run_units
+from pipelines.runner import RunnerConfig, WorkerDied, run_units
 
 logger = logging.getLogger(__name__)
 
 JOURNAL_SECONDS = 5.0
 
 # What may be mended without a trace in a file's size or time: the song is measured again.
-_RETRIED = frozenset({"missing", "unreadable", "changed"})
+_RETRIED = frozenset({"missing", "unreadable", "changed", "worker_died"})
 # Names and values in metadata may be megabytes long.
 _DETAIL_LENGTH = 500
 # Codes that come from listing a corpus, not from measuring its files.
@@ -189,8 +189,11 @@ def _measure_all(
     written, saved = time.monotonic(), 0
     with progress(len(waiting), "scan", "songs") as bar:
         try:
-            for _, song in run_units(waiting, partial(_Measurer, config), runner):
-                songs.append(song)
+            for index, measured in run_units(waiting, partial(_Measurer, config), runner):
+                if isinstance(measured, WorkerDied):
+                    song, problem = waiting[index].song, Problem(code="worker_died", detail=measured.message)
+                    measured = replace(song, problems=(*song.problems, problem))
+                songs.append(measured)
                 bar.update()
                 if time.monotonic() - written > JOURNAL_SECONDS:
                     _write_journal(journal, songs[saved:], identity)

@@ -11,8 +11,10 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
+
 from manifests.atomic import TEMPORARY_PREFIX
-from manifests.errors import ConfigError, ShardError
+from manifests.errors import ConfigError, MGELDMError, ShardError
 from manifests.shards import (
     CARD_FILE,
     INDEX_FILE,
@@ -33,8 +35,9 @@ from manifests.shards import (
 )
 from manifests.splits import read_splits
 from manifests.store import open_store
-from manifests.units import FAILURES_FILE, Failure, Sidecar, parse_sidecar, read_failures
+from manifests.units import FAILURES_FILE, WORKER_DIED, Failure, Sidecar, parse_sidecar, read_failures
 from mgeldm.progress import progress
+from pipelines.encode_unit import Totals
 from pipelines.verify_plan import Finding, Reencode, Reencoded, check_plan, check_reencoded
 
 T = TypeVar("T")
@@ -92,8 +95,11 @@ def verify(data: Path | str, splits: Path | None = None, reencode: Reencode | No
     plan = None if splits is None else read_splits(splits)
     verifier = _Verifier(data)
     report = verifier.run()
-    if plan is None or verifier.card is None or any(problem.file == INDEX_FILE for problem in report.problems):
-        return report  # without card and index there is nothing to compare
+    if plan is None:
+        return report
+    if verifier.card is None or any(problem.file == INDEX_FILE for problem in report.problems):
+        skipped = Finding(str(splits), "plan", "not compared with the data set, whose card or index is damaged")
+        return replace(report, problems=(*report.problems, skipped))
     reader = ShardReader(data)
     report = replace(report, problems=(*report.problems, *check_plan(reader, plan, verifier.failures)))
     if reencode is None:
@@ -110,7 +116,7 @@ class _Verifier:
         self.rows: list[IndexRow] = self._read(INDEX_FILE, read_index) or []
         self.failures: list[Failure] = self._read(FAILURES_FILE, read_failures) or []
         self.prompts = self._read(PROMPTS_FILE, read_prompts)
-        self.seconds = 0.0
+        self.totals: Totals | None = None
         self.readable = 0
         self.licenses: dict[str, str] = {}
 
@@ -120,7 +126,8 @@ class _Verifier:
         for row in self.rows:
             by_shard[row.root, row.shard].append(row)
         # A shard whose every window failed has no row.
-        rowless = {f"{failure.unit}.tar" for failure in self.failures} - {shard for _, shard in by_shard}
+        units = {failure.unit for failure in self.failures if failure.code != WORKER_DIED}
+        rowless = {f"{unit}.tar" for unit in units} - {shard for _, shard in by_shard}
         # Of a data set that was put together by index, nothing says in which other one it lies.
         named = sorted({*by_shard, *(("", shard) for shard in rowless if not any(root for root, _ in by_shard))})
         with progress(len(named), "verify", "shards") as bar:
@@ -146,12 +153,14 @@ class _Verifier:
         self.problems.append(Finding(file, code, message))
 
     @contextmanager
-    def _caught(self, file: str, code: str) -> Iterator[None]:
+    def _caught(self, file: str, code: str, about: str = "") -> Iterator[None]:
         """Damaged bytes make parsers raise almost anything; here it becomes a problem."""
         try:
             yield
-        except Exception as error:
-            self._problem(file, code, " ".join(str(error).split()) or repr(error))
+        except MGELDMError as error:
+            self._problem(file, code, " ".join(str(error).split()))
+        except Exception as error:  # its text alone often says little
+            self._problem(file, code, f"{about}{' '.join(repr(error).split())}")
 
     def _read(self, name: str, read: Callable[[Path | str], T]) -> T | None:
         if not self.store.exists(name):
@@ -164,13 +173,16 @@ class _Verifier:
     def _check_shard(self, file: str, root: str, name: str, rows: Sequence[IndexRow]) -> None:
         """Check ``name`` in the data set ``root``, "" for this one, which problems call ``file``."""
         store = open_store(root) if root else self.store
+        unit = name.removeprefix(f"{SHARDS_FOLDER}/").removesuffix(".tar")
         if not store.exists(name):
-            self._problem(file, "missing", f"the index has {len(rows)} samples in it")
+            with self._caught(file, "sidecar"):
+                if rows or parse_sidecar(store.root, unit).size:
+                    self._problem(file, "missing", f"the index has {len(rows)} samples in it")
             return
         shard = map_shard(store, name)
         whole = rows
         with self._caught(file, "sidecar"):
-            sidecar = parse_sidecar(store.root, name.removeprefix(f"{SHARDS_FOLDER}/").removesuffix(".tar"))
+            sidecar = parse_sidecar(store.root, unit)
             self._check_sidecar(file, shard, sidecar)
             own = tuple(replace(row, root="") for row in rows)
             if root and set(own) <= set(sidecar.rows):
@@ -184,7 +196,7 @@ class _Verifier:
             content = sample_bytes(shard, row)
             if hashlib.sha256(content).hexdigest() != row.checksum:
                 self._problem(file, "checksum", f"{row.key}: bytes {row.offset} to {row.offset + row.size}")
-            with self._caught(file, "sample"):
+            with self._caught(file, "sample", f"{row.key}: "):
                 self._check_sample(file, read_sample(content, row, store.location(name)), row)
 
     def _check_sidecar(self, file: str, shard: mmap.mmap, sidecar: Sidecar) -> None:
@@ -226,8 +238,10 @@ class _Verifier:
             texts = {text for split in meta["splits"] for text in (split["source_text"], split["submix_text"])}
             for text in sorted(texts - self.prompts.keys()):
                 self._problem(file, "prompt", f"{row.key}: {text!r} is not in {PROMPTS_FILE}")
-        self.seconds += meta["duration_s"]
-        self.readable += 1
+        self.totals = self.totals or Totals(sample.latents.shape[1])
+        if sample.latents.shape[1] == len(self.totals.sum):
+            self.totals.add(sample)
+            self.readable += 1
         self.licenses[row.song_id] = meta["license"]
 
     def _check_shapes(self, file: str, sample: Sample, card: DatasetCard) -> None:
@@ -244,6 +258,7 @@ class _Verifier:
     def _check_card(self) -> None:
         if self.card is None:
             return
+        self._check_values(self.card)
         counted = {
             "samples": len(self.rows),
             "songs": len({row.song_id for row in self.rows}),
@@ -253,11 +268,37 @@ class _Verifier:
         }
         # What only the samples say can be counted only where all of them can be read.
         if self.readable == len(self.rows):
-            counted |= {"licenses": dict(Counter(self.licenses.values())), "hours": round(self.seconds / 3600, 6)}
+            hours = self.totals.seconds / 3600 if self.totals else 0.0
+            counted |= {"licenses": dict(Counter(self.licenses.values())), "hours": round(hours, 6)}
         for name, value in counted.items():
             said = getattr(self.card, name)
             if (round(said, 6) if name == "hours" else said) != value:
                 self._problem(CARD_FILE, "card", f"{name} is {said}, counted {value}")
+
+    def _check_values(self, card: DatasetCard) -> None:
+        """What training and sampling take from the card."""
+        channels = card.codec["spec"]["latent_channels"]
+        # What is damaged has other moments.
+        moments = self.totals.moments() if self.totals and not self.problems else (None, None)
+        for name, counted in zip(("latent_mean", "latent_std", "silence_latent"), (*moments, None), strict=True):
+            values = getattr(card, name)
+            try:
+                said = np.array(values, np.float64)
+            except ValueError:
+                said = np.zeros(0)
+            if said.shape != (channels,) or not np.isfinite(said).all():
+                self._problem(CARD_FILE, "card", f"{name} is no list of {channels} finite numbers")
+            elif counted is not None and not np.allclose(said, counted, rtol=1e-6, atol=1e-6):
+                worst = int(np.abs(said - counted).argmax())
+                self._problem(
+                    CARD_FILE,
+                    "card",
+                    f"{name} of channel {worst} is {said[worst]:g}, the samples say {counted[worst]:g}",
+                )
+        if "{}" not in str(card.prompt_template):
+            self._problem(CARD_FILE, "card", f"prompt_template {card.prompt_template!r} has no {{}} for the words")
+        if not card.embed_hop_s > 0:
+            self._problem(CARD_FILE, "card", f"embed_hop_s {card.embed_hop_s} is not above 0")
 
     def _leftovers(self, named: set[str]) -> Iterator[Finding]:
         for folder in ("", f"{SHARDS_FOLDER}/"):

@@ -3,10 +3,12 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import datasets
 import numpy as np
 import pytest
 import soundfile
@@ -22,7 +24,7 @@ from manifests.units import read_failures, read_sidecars, read_units
 from pipelines.dataset_readme import write_readme
 from pipelines.encode import encode, preview
 from pipelines.encode_config import EncodeConfig
-from pipelines.runner import RunnerConfig
+from pipelines.runner import RunnerConfig, WorkerDied, run_units
 from pipelines.scan import scan
 from pipelines.split import SplitConfig, split
 from pipelines.verify import verify
@@ -213,6 +215,71 @@ def test_the_order_of_rows_and_another_folder_change_no_byte(job: Job, data: Pat
     write_splits(tmp_path / "splits.parquet", replace(plan, windows=plan.windows[::-1]))
     encode(tmp_path / "splits.parquet", tmp_path / "songs.parquet", tmp_path / "data", config=job.config, runner=LOCAL)
     assert everything(tmp_path / "data") == everything(data)
+
+
+def test_a_unit_that_no_worker_lives_through_is_failures_and_is_tried_again(
+    job: Job, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dying(units: Sequence[Any], *rest: Any) -> Iterator[tuple[int, Any]]:
+        yield 0, WorkerDied("the worker died")
+        for index, result in run_units(units[1:], *rest):
+            yield index + 1, result
+
+    out = tmp_path / "data"
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.encode.run_units", dying)
+        summary = encode(job.splits, job.songs, out, config=job.config, runner=LOCAL)
+    lost = read_failures(out)
+    planned = {window.window_id for window in read_splits(job.splits).windows}
+    assert {row.key for row in read_index(out)} | {failure.window_id for failure in lost} == planned
+    assert summary.failures == {"worker_died": len(lost)}
+    said = {(failure.stage, failure.code, failure.message) for failure in lost}
+    assert said == {("encode", "worker_died", "the worker died")}
+    assert (summary.encoded, read_card(out).failures) == (summary.shards - 1, len(lost))
+    report = verify(out, job.splits)
+    assert (report.problems, report.notes) == ((), ())
+    assert encode(job.splits, job.songs, out, config=job.config, runner=LOCAL).encoded == 1
+    assert everything(out) == everything(data)
+
+
+def test_a_unit_without_a_sample_has_a_sidecar_only(job: Job, data: Path, tmp_path: Path) -> None:
+    gone = read_units(data)[0].songs
+    songs = [
+        replace(song, root=str(tmp_path / "gone")) if song.song_id in gone else song for song in read_songs(job.songs)
+    ]
+    write_songs(tmp_path / "songs.parquet", songs)
+    out = tmp_path / "data"
+    summary = encode(job.splits, tmp_path / "songs.parquet", out, config=job.config, runner=LOCAL)
+    failures = read_failures(out)
+    (name,) = {failure.unit for failure in failures}
+    assert summary.failures == {"missing": len(failures)}
+    assert not (out / SHARDS_FOLDER / f"{name}.tar").exists()
+    report = verify(out, job.splits)
+    assert (report.problems, report.notes) == ((), ())
+    assert encode(job.splits, tmp_path / "songs.parquet", out, config=job.config, runner=LOCAL).encoded == 0
+    # Some readers that go by the names of files would fail at a tar without samples.
+    files = f"{out}/{SHARDS_FOLDER}/*.tar"
+    rows = datasets.load_dataset("webdataset", data_files=files, split="train", streaming=True)
+    assert sorted(row["__key__"] for row in rows) == [row.key for row in read_index(out)]
+
+
+def test_somebody_elses_readme_is_not_written_over(job: Job, tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("mine")
+    with pytest.raises(ConfigError, match=r"holds a README.md but no data set; choose another folder"):
+        encode(job.splits, job.songs, tmp_path, config=job.config, runner=LOCAL)
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_the_readme_leaves_out_shards_of_another_plan(job: Job, data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "data"
+    shutil.copytree(data, out)
+    plan = read_splits(job.splits)
+    write_splits(tmp_path / "splits.parquet", replace(plan, windows=plan.windows[1:]))
+    encode(tmp_path / "splits.parquet", job.songs, out, config=job.config, runner=LOCAL)
+    front = yaml.safe_load((out / "README.md").read_text()[4:].partition("\n---\n")[0])
+    files = front["configs"][0]["data_files"]
+    assert files == sorted({f"{SHARDS_FOLDER}/{row.shard}" for row in read_index(out)})
+    assert len(files) == len(list((out / SHARDS_FOLDER).glob("*.tar"))) - 1
 
 
 @pytest.mark.ray
@@ -418,7 +485,7 @@ from pathlib import Path
 import torch
 from pipelines import encode_unit
 from pipelines.encode import EncodeConfig, encode
-from pipelines.runner import RunnerConfig
+from pipelines.runner import RunnerConfig, WorkerDied, run_units
 
 place, splits, songs, out, codec, embedder = sys.argv[1:]
 torch.set_num_threads(1)

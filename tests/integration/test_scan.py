@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from manifests.songs import Problem, Song, read_songs
 from mgeldm.measure import ActivityConfig, measure
 from pipelines import scan as scan_module
 from pipelines.measure_song import SongUnit, measure_song
-from pipelines.runner import RunnerConfig
+from pipelines.runner import RunnerConfig, WorkerDied, run_units
 from pipelines.scan import ScanConfig, ScanSummary, preview, scan
 from tests.support.corpora import write_folders, write_layout, write_slakh
 from tests.support.scans import LOCAL, RATE, codes, scanned
@@ -80,6 +81,26 @@ def test_ray_gives_the_same_bytes_as_this_process(
     scan(sources, tmp_path / "local.parquet", runner=LOCAL)
     scan(sources, tmp_path / "ray.parquet", runner=on_ray)
     assert (tmp_path / "local.parquet").read_bytes() == (tmp_path / "ray.parquet").read_bytes()
+
+
+def test_a_song_that_no_worker_lives_through_is_a_row_and_is_tried_again(
+    slakh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def dying(units: Sequence[Any], *rest: Any) -> Iterator[tuple[int, Any]]:
+        yield 0, WorkerDied("the worker died")
+        for index, result in run_units(units[1:], *rest):
+            yield index + 1, result
+
+    out = tmp_path / "songs.parquet"
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.scan.run_units", dying)
+        summary = scan([("slakh2100", slakh)], out, runner=LOCAL)
+    (lost,) = [song for song in read_songs(out) if not song.usable_stems]
+    assert [(problem.code, problem.detail) for problem in lost.problems] == [("worker_died", "the worker died")]
+    assert (summary.songs, summary.problems["worker_died"]) == (4, 1)
+    scan([("slakh2100", slakh)], out, runner=LOCAL)
+    scan([("slakh2100", slakh)], tmp_path / "whole.parquet", runner=LOCAL)
+    assert out.read_bytes() == (tmp_path / "whole.parquet").read_bytes()
 
 
 def test_a_scan_again_reads_no_audio(slakh: Path, tmp_path: Path, readers: list[str]) -> None:
@@ -200,7 +221,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from pipelines import scan
-from pipelines.runner import RunnerConfig
+from pipelines.runner import RunnerConfig, WorkerDied, run_units
 scan.JOURNAL_SECONDS = 0.0
 seen = []
 def slow(*args, measured=scan.measure_song):

@@ -182,9 +182,14 @@ def test_the_commands(job: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "slakh2100 train" in capsys.readouterr().out
     assert main(["shards", "verify", data, "--splits", str(job / "splits.parquet")]) == 0
     assert "problems" in capsys.readouterr().out
+    assert main(["shards", "verify", data, "--splits", str(job / "splits.parquet"), "--reencode", "1"]) == 2
+    assert "--reencode 1 needs the manifest of the plan; give --songs, too" in capsys.readouterr().err
     some = str(tmp_path / "some")
     assert main(["shards", "select", data, "--where", "subset == 'train'", "--out", some, "--json"]) == 0
     chosen = json.loads(capsys.readouterr().out)
+    card = (tmp_path / "some" / "README.md").read_text()
+    assert "data_files" not in card
+    assert f"They lie in the WebDataset shards of `{data}`" in card
     assert chosen["samples"] == sum(row.subset == "train" for row in read_index(data))
     assert main(["shards", "merge", some, data, "--out", str(tmp_path / "all")]) == 0
     assert main(["shards", "verify", str(tmp_path / "all"), "--splits", str(job / "splits.parquet")]) == 0

@@ -153,6 +153,8 @@ def test_a_song_that_was_passed_over_is_told_as_a_whole(songs: Path, capped: Pat
         ("made/1@31", r"no window of made/1 \(30.00 s\) holds this second"),
         (window_id("made/1", 0.001), f"begins there; did you mean .*{window_id('made/1', 0.0)}"),
         ("nonsense", "nonsense: no window of a song"),
+        (window_id("made/1", 0.0)[:-8] + "9" * 400, "no window of a song"),
+        ("made/1@" + "9" * 400, "no window of a song"),
     ],
 )
 def test_an_unknown_window_is_one_line_with_near_matches(

@@ -60,6 +60,9 @@ def sample(number: int, splits: int = 2) -> Sample:
 def seal(data: Path, name: str, samples: list[Sample], failures: tuple[Failure, ...] = ()) -> list[IndexRow]:
     """A shard with its sidecar, as encode writes them."""
     rows, digest, size = write_shard(data / SHARDS_FOLDER / f"{name}.tar", samples)
+    if not rows:
+        (data / SHARDS_FOLDER / f"{name}.tar").unlink()
+        size = 0
     sidecar = Sidecar(
         shard=f"{name}.tar",
         sha256=digest,
@@ -78,6 +81,9 @@ def seal(data: Path, name: str, samples: list[Sample], failures: tuple[Failure, 
     return rows
 
 
+SAMPLES = [sample(0), sample(1), sample(2), sample(3), sample(4, splits=1)]
+_VALUES = np.concatenate([one.latents.astype(np.float64).swapaxes(0, 1).reshape(4, -1) for one in SAMPLES], axis=1)
+MEAN, DEVIATION = _VALUES.mean(axis=1).tolist(), _VALUES.std(axis=1).tolist()
 FAILURE = Failure(unit="c", song_id="corpus/9", window_id="w", stage="decode", code="missing", message="gone")
 CARD = DatasetCard(
     version="1",
@@ -86,8 +92,8 @@ CARD = DatasetCard(
     embedder={"identity": "m", "spec": {"sample_rate": 16_000, "window_s": 1.0, "dim": 8}},
     embed_hop_s=0.5,
     prompt_template="{}",
-    latent_mean=(0.0,) * 4,
-    latent_std=(1.0,) * 4,
+    latent_mean=tuple(MEAN),
+    latent_std=tuple(DEVIATION),
     silence_latent=(0.0,) * 4,
     samples=5,
     songs=3,
@@ -103,7 +109,7 @@ CARD = DatasetCard(
 def data(tmp_path: Path) -> Path:
     """A data set of five samples in two shards, and a third shard whose only window failed."""
     data = tmp_path / "data"
-    rows = seal(data, "a", [sample(0), sample(1), sample(2)]) + seal(data, "b", [sample(3), sample(4, splits=1)])
+    rows = seal(data, "a", SAMPLES[:3]) + seal(data, "b", SAMPLES[3:])
     rows += seal(data, "c", [], (FAILURE,))
     write_index(data, rows)
     write_failures(data, [FAILURE])
@@ -182,9 +188,9 @@ def test_a_shard_that_is_none_is_found(data: Path, content: bytes) -> None:
 
 def test_missing_files_are_named(data: Path) -> None:
     (data / SHARDS_FOLDER / "a.tar").unlink()
-    (data / SHARDS_FOLDER / "c.tar").unlink()
+    (data / SHARDS_FOLDER / "c.json").unlink()
     (data / SHARDS_FOLDER / "b.json").unlink()
-    assert found(data) == [("shards/a.tar", "missing"), ("shards/b.tar", "sidecar"), ("shards/c.tar", "missing")]
+    assert found(data) == [("shards/a.tar", "missing"), ("shards/b.tar", "sidecar"), ("shards/c.tar", "sidecar")]
     assert "the index has 3 samples in it" in verify(data).problems[0].message
 
 
@@ -319,6 +325,23 @@ def test_a_card_that_counts_otherwise_is_found(data: Path, change: dict[str, obj
     write_card(data, replace(CARD, **change))  # type: ignore[arg-type]
     assert found(data) == [(CARD_FILE, "card")]
     assert verify(data).problems[0].message.startswith(f"{next(iter(change))} is ")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"latent_mean": (9.0, *MEAN[1:])}, f"latent_mean of channel 0 is 9, the samples say {MEAN[0]:g}"),
+        ({"latent_std": (*DEVIATION[:3], 0.5)}, f"latent_std of channel 3 is 0.5, the samples say {DEVIATION[3]:g}"),
+        ({"latent_mean": (1.0,)}, "latent_mean is no list of 4 finite numbers"),
+        ({"silence_latent": ("a", "b", "c", "d")}, "silence_latent is no list of 4 finite numbers"),
+        ({"silence_latent": (np.inf, 0.0, 0.0, 0.0)}, "silence_latent is no list of 4 finite numbers"),
+        ({"prompt_template": "the sound"}, "prompt_template 'the sound' has no {} for the words"),
+        ({"embed_hop_s": -1.0}, "embed_hop_s -1.0 is not above 0"),
+    ],
+)
+def test_a_card_that_would_mislead_training_is_found(data: Path, change: dict[str, object], message: str) -> None:
+    write_card(data, replace(CARD, **change))  # type: ignore[arg-type]
+    assert message in [problem.message for problem in verify(data).problems if problem.code == "card"]
 
 
 def test_leftovers_are_notes(data: Path) -> None:

@@ -17,9 +17,10 @@ from manifests.shards import (
     write_prompts,
     write_shard,
 )
-from manifests.units import Failure, Sidecar, write_failures, write_sidecar
+from manifests.units import Failure, Sidecar, Unit, write_failures, write_sidecar, write_units
 from pipelines.croissant import write_croissant
 from pipelines.dataset_readme import write_readme
+from pipelines.encode_unit import latent_moments
 
 CHANNELS = 4
 TEXTS = ("bass", "drums")
@@ -61,7 +62,11 @@ def write_sealed(
     sidecars = []
     for name, samples in shards.items():
         rows, digest, size = write_shard(data / SHARDS_FOLDER / f"{name}.tar", samples)
-        values = np.stack([sample.latents.astype(np.float64) for sample in samples])
+        if not samples:  # as encode leaves a unit of which nothing could be encoded
+            (data / SHARDS_FOLDER / f"{name}.tar").unlink()
+            size = 0
+        latents = [sample.latents.astype(np.float64) for sample in samples]
+        values = np.stack(latents) if latents else np.zeros((0, 3, CHANNELS, 16))
         sidecar = Sidecar(
             shard=f"{name}.tar",
             sha256=digest,
@@ -79,6 +84,7 @@ def write_sealed(
         write_sidecar(data, name, sidecar)
         sidecars.append(sidecar)
     rows = [row for sidecar in sidecars for row in sidecar.rows]
+    mean, deviation = latent_moments(sidecars, CHANNELS)
     metas = {sample.meta["song_id"]: sample.meta for samples in shards.values() for sample in samples}
     card: dict[str, Any] = {
         "version": "1",
@@ -90,8 +96,8 @@ def write_sealed(
         "embedder": {"identity": "embedder", "spec": {"sample_rate": 16_000, "window_s": 1.0, "dim": 8}},
         "embed_hop_s": 0.5,
         "prompt_template": "{}",
-        "latent_mean": (0.0,) * CHANNELS,
-        "latent_std": (1.0,) * CHANNELS,
+        "latent_mean": tuple(mean),
+        "latent_std": tuple(deviation),
         "silence_latent": (0.0,) * CHANNELS,
         "samples": len(rows),
         "songs": len(metas),
@@ -101,6 +107,11 @@ def write_sealed(
         "licenses": dict(sorted(Counter(meta["license"] for meta in metas.values()).items())),
         "failures": len(failures),
     }
+    units = {
+        Unit(corpus=corpus, subset=subset, songs=tuple(sorted({row.song_id for row in rows if row.subset == subset})))
+        for corpus, subset in {(row.corpus, row.subset) for row in rows}
+    }
+    write_units(data, sorted(units, key=lambda unit: (unit.corpus, unit.subset)))
     made = DatasetCard(**{**card, **changes})
     write_index(data, rows)
     write_failures(data, failures)

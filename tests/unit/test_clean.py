@@ -34,6 +34,7 @@ def dead() -> int:
 def test_only_leftovers_go(data: Path) -> None:
     whole = files(data)
     kept = {"notes.txt", "shards/mine.json", "shards/mine.tar", ".tmp-mine", f"{TEMPORARY_PREFIX}{os.getpid()}-a.tar"}
+    kept.add("shards/backup-202611250130.tar")  # no unit of this data set would be called so
     left = {
         f"{TEMPORARY_PREFIX}{dead()}-index.parquet": "gone",
         f"shards/{TEMPORARY_PREFIX}{os.getpid()}-b.tar": "older than a day",
@@ -54,6 +55,21 @@ def test_only_leftovers_go(data: Path) -> None:
     assert gc(data) == summary
     assert files(data) == whole | kept
     assert gc(data).removed == ()
+
+
+def test_a_shard_that_the_index_names_stays_though_its_sidecar_is_lost(data: Path) -> None:
+    (data / "shards/toy-train-000000000000.json").unlink()
+    assert gc(data).removed == ()
+
+
+def test_a_sidecar_of_a_unit_without_samples_stays(data: Path) -> None:
+    write_sealed(data, {"toy-train-333333333333": [], "toy-train-000000000000": [sealed_sample(0)]})
+    assert (data / "shards/toy-train-333333333333.json").exists()
+    assert not (data / "shards/toy-train-333333333333.tar").exists()
+    assert gc(data).removed == ()
+    sidecar = data / "shards/toy-train-333333333333.json"
+    sidecar.write_text(sidecar.read_text().replace('"size": 0', '"size": 1'))
+    assert [found.file for found in gc(data).removed] == ["shards/toy-train-333333333333.json"]
 
 
 def test_whole_shards_of_another_plan_go_only_when_asked(data: Path) -> None:
