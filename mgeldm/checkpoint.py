@@ -102,8 +102,8 @@ def load_checkpoint(folder: Path) -> tuple[CheckpointConfig, JointTransformer]:
     raw = _FOLDER.json(path)
     if not isinstance(raw, dict) or raw.pop("version", None) != CHECKPOINT_VERSION:
         raise CheckpointError(
-            f"{path}: not a joint model checkpoint of version {CHECKPOINT_VERSION}; give the folder that `mgeldm train` "
-            "or `mgeldm convert` wrote"
+            f"{path}: not a joint model checkpoint of version {CHECKPOINT_VERSION}; give the folder that `mgeldm "
+            "train` or `mgeldm convert` wrote"
         )
     try:
         config = _config(raw)

@@ -50,7 +50,7 @@ def convert(
     Args:
         file: The paper's `unwrapped_DiT.ckpt`, or an autoencoder of stable-audio-tools, wrapped or not; `.safetensors`
             files with the same names in them do too. Read as plain tensors, never as a pickle of more.
-        out: Folder to write, which may not hold anything yet. A checkpoint gets its codec in a folder of its own inside.
+        out: Folder to write, which may not hold anything yet. A checkpoint gets its codec in a folder inside.
         heads: Joint model: attention heads, which no shape tells; one for 32 channels if not given.
         norm: Joint model: kind of normalisation, which no shape tells either; group if not given.
         codec: Joint model: a codec instead of the one in the file; "none" leaves it out, and it must be named at every
@@ -231,7 +231,7 @@ def _codec_of_checkpoint(
         )
     if (channels := found.spec["latent_channels"]) != model.latent_channels:
         raise CheckpointError(
-            f"{file}: the codec has {channels} latent channels, the model takes {model.latent_channels}; give the right "
-            "codec with --codec FOLDER"
+            f"{file}: the codec has {channels} latent channels, the model takes {model.latent_channels}; give the "
+            "right codec with --codec FOLDER"
         )
     return found

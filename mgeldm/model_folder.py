@@ -1,4 +1,4 @@
-"""The folder that the name of a model or a part of one stands for, on disk or from the hub, and reading what is in it."""
+"""The folder that the name of a model, codec or embedder stands for, here or from the hub, and reading its files."""
 
 import json
 import re
@@ -31,8 +31,9 @@ class FolderKind:
 
     def json(self, path: Path) -> Any:
         """What a JSON file holds. Raises CheckpointError: it is missing, half written or damaged."""
+        data = self._bytes(path)
         try:
-            return json.loads(self._bytes(path))
+            return json.loads(data)
         except ValueError as error:
             raise self.damaged(path, error) from None
 

@@ -72,8 +72,8 @@ def open_signal(given: AudioLike, rate: int, channels: int, own_rate: int | None
     own_rate = rate if own_rate is None else own_rate
     if own_rate != rate and own_rate not in audio.RATES:
         raise AudioError(
-            f"a sample rate of {own_rate!r} Hz; a whole number from {audio.RATES.start} to {audio.RATES.stop - 1} can be "
-            "used"
+            f"a sample rate of {own_rate!r} Hz; a whole number from {audio.RATES.start} to {audio.RATES.stop - 1} "
+            "can be used"
         )
     own_rate = int(own_rate)
     size = max(1, audio.BLOCK_SAMPLES // wave.shape[0])
@@ -98,8 +98,8 @@ def as_wave(given: npt.NDArray[Any] | torch.Tensor) -> npt.NDArray[Any]:
         )
     if given.ndim not in (1, 2) or not floating:
         raise AudioError(
-            f"audio must be floating-point [T] or [channels, T], got {given.dtype} {list(given.shape)}; give one sound at "
-            "a time, whole numbers scaled to -1 .. 1"
+            f"audio must be floating-point [T] or [channels, T], got {given.dtype} {list(given.shape)}; give one sound "
+            "at a time, whole numbers scaled to -1 .. 1"
         )
     wave = given.detach().cpu().float().numpy() if isinstance(given, torch.Tensor) else given
     wave = np.atleast_2d(wave)

@@ -61,7 +61,8 @@ def read_config(path: Path) -> dict[str, Any]:
         ) from None
     except (ValueError, OSError) as error:
         raise CheckpointError(
-            f"{path}: not a readable model configuration ({error}); it is half written or damaged: copy or download it again"
+            f"{path}: not a readable model configuration ({error}); it is half written or damaged: copy or download "
+            "it again"
         ) from None
     try:
         return autoencoder_config(raw)

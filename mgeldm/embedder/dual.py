@@ -1,5 +1,6 @@
 """A small dual encoder: log-mel convolutions for audio, a bag of words for text, and its folder on disk."""
 
+import math
 import re
 import unicodedata
 from dataclasses import asdict, dataclass
@@ -54,6 +55,13 @@ class DualConfig:
     """Channels of the convolution stages, each of which halves time and frequency."""
     text_width: int = 256
     """Length of a word vector."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that make no encoder, with ValueError."""
+        for name in ("sample_rate", "window_s", "dim", "mels", "fft", "hop", "text_width"):
+            kind, value = (int | float if name == "window_s" else int), getattr(self, name)
+            if not isinstance(value, kind) or not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value!r}: it must be a number above 0")
 
 
 def tokens(text: str) -> list[str]:
@@ -182,7 +190,7 @@ class DualEncoder(nn.Module):
         }
         try:
             config = DualConfig(**values)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from None
         state = _FOLDER.tensors(folder / WEIGHTS_FILE)
         # The layers draw first weights that are thrown away; the caller's generator stays where it was.
