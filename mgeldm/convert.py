@@ -133,8 +133,8 @@ def _convert_autoencoder(
     weights = autoencoder_weights(state, file)
     if given := [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]:
         raise ConfigError(
-            f"{file}: no joint model (no names begin with {NETWORK_PREFIX}) but an autoencoder alone, to which "
-            f"{', '.join(given)} does not belong; leave it away"
+            f"{file}: no joint model (no names begin with {NETWORK_PREFIX}) but an autoencoder alone; leave away "
+            f"{', '.join(given)}, of which it has no use"
         )
     if model_config is None:
         raise ConfigError(f"{file}: an autoencoder alone; name its configuration with --model-config CONFIG.json")

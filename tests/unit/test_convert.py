@@ -347,7 +347,7 @@ class TestAutoencoders:
         self, tmp_path: Path, codec_state: State, config: Path, options: dict[str, Any], names: str
     ) -> None:
         torch.save(codec_state, tmp_path / "file.ckpt")
-        with pytest.raises(ConfigError, match=f"no joint model .*, to which {names} does not belong"):
+        with pytest.raises(ConfigError, match=f"no joint model .*; leave away {names}, of which"):
             convert(tmp_path / "file.ckpt", tmp_path / "out", model_config=config, **options)
         assert nothing_written(tmp_path)
 
