@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,6 +37,29 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
         sync_folder(final.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary folder beside ``path``; on success it becomes ``path``, on error it is removed.
+
+    ``path`` is not there yet, or is an empty folder. Files are written into it with `atomic_path`, so that they are
+    synced. What a killed process left of the same folder is removed.
+    """
+    final = Path(path).resolve()
+    final.parent.mkdir(parents=True, exist_ok=True)
+    for left in final.parent.glob(f"{TEMPORARY_PREFIX}*"):
+        if left.is_dir() and abandoned(left.name) == final.name:
+            shutil.rmtree(left, ignore_errors=True)
+    temporary = final.with_name(f"{TEMPORARY_PREFIX}{os.getpid()}-{_began(os.getpid()) or 0}-{final.name}")
+    temporary.mkdir()
+    try:
+        yield temporary
+        sync_folder(temporary)
+        os.replace(temporary, final)
+        sync_folder(final.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def abandoned(name: str) -> str | None:

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from manifests.atomic import atomic_path, canonical_json, write_json
 from manifests.errors import CheckpointError
@@ -16,10 +15,17 @@ from mgeldm.codec.base import Codec
 from mgeldm.diffusion.schedule import PROCESSES, Objective
 from mgeldm.embedder.base import Embedder
 from mgeldm.model import JointConfig, JointTransformer
+from mgeldm.model_folder import FolderKind, one_line
+from mgeldm.state_dict import misfits
 
 CHECKPOINT_VERSION = "1"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+_FOLDER = FolderKind(
+    "a checkpoint",
+    f"{CONFIG_FILE} and {WEIGHTS_FILE} (`mgeldm train` writes RUN/checkpoint)",
+    "train, convert, copy or download it again",
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,36 +99,47 @@ def load_checkpoint(folder: Path) -> tuple[CheckpointConfig, JointTransformer]:
         CheckpointError: the folder is missing, half written, of another version, or its weights do not fit.
     """
     path = folder / CONFIG_FILE
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(raw, dict) or raw.pop("version", None) != CHECKPOINT_VERSION:
-            raise CheckpointError(f"{path}: not a joint model checkpoint of version {CHECKPOINT_VERSION}")
-        config = _config(raw)
-        weights = load_file(folder / WEIGHTS_FILE)
-    except FileNotFoundError as error:
+    raw = _FOLDER.json(path)
+    if not isinstance(raw, dict) or raw.pop("version", None) != CHECKPOINT_VERSION:
         raise CheckpointError(
-            f"{error.filename or folder / WEIGHTS_FILE}: missing; a checkpoint folder holds {CONFIG_FILE} and "
-            f"{WEIGHTS_FILE} (`mgeldm train` writes RUN/checkpoint)"
-        ) from None
-    except CheckpointError:
-        raise
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{folder}: not a readable checkpoint ({_line(error)})") from None
+            f"{path}: not a joint model checkpoint of version {CHECKPOINT_VERSION}; give the folder that `mgeldm "
+            "train` or `mgeldm convert` wrote"
+        )
+    try:
+        config = _config(raw)
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else one_line(error)
+        raise CheckpointError(f"{path}: not the configuration of a checkpoint ({reason}); {_FOLDER.again}") from None
+    weights = _FOLDER.tensors(folder / WEIGHTS_FILE)
     # A billion weights need not be drawn to be thrown away.
     with torch.device("meta"):
         network = JointTransformer(config.model)
-    try:
-        network.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
-    except RuntimeError as error:
-        raise CheckpointError(f"{folder}: the weights do not fit {CONFIG_FILE} ({_line(error)})") from None
+    if faults := misfits(network.state_dict(), weights):
+        raise CheckpointError(
+            f"{folder / WEIGHTS_FILE}: the weights do not fit {CONFIG_FILE} beside them: {faults}; {_FOLDER.again}"
+        )
+    network.load_state_dict({name: value.float() for name, value in weights.items()}, assign=True)
     return config, network.eval().requires_grad_(False)
 
 
 def _config(raw: dict[str, Any]) -> CheckpointConfig:
+    """Raises KeyError, TypeError, ValueError: something is missing, or is not what it should be."""
     vectors: dict[str, Any] = {name: tuple(raw[name]) for name in ("latent_mean", "latent_std")}
     silence = raw["silence_latent"]
     vectors["silence_latent"] = None if silence is None else tuple(silence)
-    return CheckpointConfig(**{**raw, **vectors, "model": JointConfig(**raw["model"])})
+    config = CheckpointConfig(**{**raw, **vectors, "model": JointConfig(**raw["model"])})
+    for name, vector in vectors.items():
+        numbers = vector is None or all(isinstance(value, int | float) for value in vector)
+        if not numbers or (vector is not None and len(vector) != config.model.latent_channels):
+            raise ValueError(f"{name} is not {config.model.latent_channels} numbers")
+    for name, part in (("codec", config.codec), ("embedder", config.embedder)):
+        if not isinstance(part, dict) or "identity" not in part or (part["identity"] is None and "spec" not in part):
+            raise ValueError(f"{name} does not say which one it is")
+    if not isinstance(config.crop_frames, int) or config.crop_frames < 1:
+        raise ValueError(f"crop_frames is {config.crop_frames!r}: it must be a whole number of at least 1")
+    if not isinstance(config.prompt_template, str) or "{}" not in config.prompt_template:
+        raise ValueError(f"prompt_template is {config.prompt_template!r}: it must hold {{}} for the words")
+    return config
 
 
 def _without_training(text: str) -> Any:
@@ -131,12 +148,6 @@ def _without_training(text: str) -> Any:
         return {key: value for key, value in json.loads(text).items() if key != "training"}
     except (ValueError, AttributeError):
         return None
-
-
-def _line(error: Exception) -> str:
-    """A message on one line, cut where a library lists all that it knows."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else f"{text[:300]} ..."
 
 
 def check_identity(config: CheckpointConfig, kind: str, part: Codec | Embedder, name: str) -> None:

@@ -79,22 +79,9 @@ def _parser(name: str, example: str, text: str | None = None) -> "ArgumentParser
 
 def _parsed(parser: "ArgumentParser", arguments: Sequence[str]) -> "Namespace":
     """The options, configurations made. Raises ConfigError, in one line, for what cannot be."""
-    from jsonargparse import ArgumentError
+    from mgeldm.usage import read_options
 
-    try:
-        return parser.instantiate(parser.parse_args([_underscored(word, parser) for word in arguments]))
-    except MGELDMError:
-        raise
-    except (ArgumentError, ValueError, TypeError) as error:
-        raise ConfigError(f"{' '.join(str(error).split())}; see `{parser.prog} --help`") from None
-
-
-def _underscored(word: str, parser: "ArgumentParser") -> str:
-    """``--min-gpus`` as ``--min_gpus``, which is how the options of configurations are called."""
-    name, sign, value = word.partition("=")
-    other = f"--{name[2:].replace('-', '_')}"
-    known = parser._option_string_actions
-    return f"{other}{sign}{value}" if name.startswith("--") and name not in known and other in known else word
+    return read_options(parser, arguments)
 
 
 def _options(parser: "ArgumentParser", *kinds: type) -> None:

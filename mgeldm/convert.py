@@ -1,16 +1,16 @@
 """Released weights to folders of ours: the paper's checkpoint, and autoencoders of stable-audio-tools."""
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
+from manifests.atomic import atomic_folder
 from manifests.errors import CheckpointError, ConfigError
 from mgeldm.checkpoint import CheckpointConfig, save_checkpoint
-from mgeldm.codec import load_codec
-from mgeldm.codec.autoencoder import read_codec, save_codec
+from mgeldm.codec.autoencoder import AutoencoderCodec, read_codec, save_codec
 from mgeldm.codec.loading import codec_folder
 from mgeldm.codec.long import silence_latent
 from mgeldm.codec.stable_audio import autoencoder_weights, oobleck_of_weights, read_config, read_state
@@ -25,6 +25,8 @@ SAMPLE_RATE = 16_000
 """Of the released codec; no weight tells it."""
 CROP_FRAMES = 100
 """What the released weights were trained on."""
+PROMPT_TEMPLATE = "the sound of {}"
+"""Likewise."""
 EMBEDDER_NAME = "LAION CLAP, HTSAT-base, trained on music and AudioSet"
 """What the released weights are conditioned with; its own weights are not in the file."""
 
@@ -34,76 +36,149 @@ def convert(
     out: Path,
     *,
     heads: int | None = None,
-    norm: Literal["group", "layer"] = "group",
+    norm: Literal["group", "layer"] | None = None,
     codec: str | None = None,
     embedder: str | None = None,
     model_config: Path | None = None,
-    crop_frames: int = CROP_FRAMES,
-    prompt_template: str = "the sound of {}",
+    crop_frames: int | None = None,
+    prompt_template: str | None = None,
 ) -> dict[str, Any]:
     """Read ``file`` as what its names say it is, and write the folder ``out``: a checkpoint or a codec.
+
+    All is looked at before anything is written, and the folder appears whole or not at all.
 
     Args:
         file: The paper's `unwrapped_DiT.ckpt`, or an autoencoder of stable-audio-tools, wrapped or not; `.safetensors`
             files with the same names in them do too. Read as plain tensors, never as a pickle of more.
-        out: Folder to write. A checkpoint gets its codec in a folder of its own inside.
-        heads: Attention heads, which no shape tells; None: one for 32 channels.
-        norm: Kind of normalisation, which no shape tells either.
-        codec: A codec instead of the one in the file; "none" leaves it out, and it must be named at every use.
-        embedder: The embedder to pin. Without one, any will do that has the right dimension.
-        model_config: The autoencoder's `model_config.json`. Without it the paper's kind is read off the weights.
-        crop_frames: Latent frames of a training example.
-        prompt_template: Prompts are embedded as this, with the words in place of ``{}``.
+        out: Folder to write, which may not hold anything yet. A checkpoint gets its codec in a folder inside.
+        heads: Joint model: attention heads, which no shape tells; one for 32 channels if not given.
+        norm: Joint model: kind of normalisation, which no shape tells either; group if not given.
+        codec: Joint model: a codec instead of the one in the file; "none" leaves it out, and it must be named at every
+            use.
+        embedder: Joint model: the embedder to pin. Without one, any will do that has the right dimension.
+        model_config: The `model_config.json` of the autoencoder in the file. Without it the paper's kind is read off
+            the weights of a joint model; an autoencoder alone needs it.
+        crop_frames: Joint model: latent frames of a training example; 100 if not given.
+        prompt_template: Joint model: prompts are embedded as this, with the words in place of ``{}``; "the sound of {}"
+            if not given.
 
     Returns:
         What was written, by name.
 
     Raises:
         CheckpointError: The file, or what is given with it, is damaged, of another make, or does not go together.
-        ConfigError: An option does not go with the file, or makes no sense.
+        ConfigError: An option does not go with the file, or makes no sense, or ``out`` cannot be written.
     """
-    if crop_frames < 1 or "{}" not in prompt_template:
-        raise ConfigError(
-            f"crop_frames {crop_frames} must be at least 1, and {prompt_template!r} hold {{}} for the words"
-        )
+    _check_out(out)
     state = read_state(file)
-    network = {
-        key.removeprefix(NETWORK_PREFIX): value for key, value in state.items() if key.startswith(NETWORK_PREFIX)
+    network = _below(NETWORK_PREFIX, state)
+    options = {
+        "heads": heads,
+        "norm": norm,
+        "codec": codec,
+        "embedder": embedder,
+        "crop_frames": crop_frames,
+        "prompt_template": prompt_template,
     }
-    if network:
-        model = _network_config(file, network, heads, norm)
-        # All is looked at before anything is written.
-        conditions = _embedder(embedder, model)
-        spec, silence = _codec_of_checkpoint(file, state, codec, model_config, model, out / CODEC_FOLDER)
-        config = CheckpointConfig(
-            model=model,
-            codec=spec,
-            embedder=conditions,
-            prompt_template=prompt_template,
-            crop_frames=crop_frames,
-            # The original feeds the codec's latents as they are.
-            latent_mean=(0.0,) * model.latent_channels,
-            latent_std=(1.0,) * model.latent_channels,
-            silence_latent=silence,
-            training={"converted_from": file.name},
-        )
-        save_checkpoint(out, config, network)
-        return {
-            "checkpoint": str(out),
-            "parameters": sum(value.numel() for key, value in network.items() if not key.endswith("inv_freq")),
-            **{name: getattr(model, name) for name in ("width", "depth", "heads", "latent_channels", "embedding_dim")},
-            "codec": spec["identity"] or "not in it: name one at every use",
-            "embedder": conditions["identity"] or f"any of dimension {model.embedding_dim}; made for {EMBEDDER_NAME}",
-        }
-    if (codec, embedder, heads) != (None, None, None):
+    if not network:
+        return _convert_autoencoder(file, out, state, model_config, options)
+    crop_frames = CROP_FRAMES if crop_frames is None else crop_frames
+    prompt_template = PROMPT_TEMPLATE if prompt_template is None else prompt_template
+    if crop_frames < 1:
+        raise ConfigError(f"--crop-frames {crop_frames}: at least 1")
+    if "{}" not in prompt_template:
+        raise ConfigError(f"--prompt-template {prompt_template!r}: it must hold {{}} for the words")
+    if codec is not None and model_config is not None:
         raise ConfigError(
-            f"{file}: no joint model (no names begin with {NETWORK_PREFIX}); --heads, --codec, --embedder say nothing"
+            f"--model-config describes the codec in {file.name}, but --codec {codec} does not take that one; leave one "
+            "of them away"
         )
+    model = _network_config(file, network, heads, norm or "group")
+    conditions = _embedder(embedder, model)
+    found = None if codec == "none" else _codec_of_checkpoint(file, state, codec, model_config, model)
+    spec = {"latent_channels": model.latent_channels} if found is None else found.spec
+    config = CheckpointConfig(
+        model=model,
+        codec={"identity": found.identity if found else None, "spec": spec},
+        embedder=conditions,
+        prompt_template=prompt_template,
+        crop_frames=crop_frames,
+        # The original feeds the codec's latents as they are.
+        latent_mean=(0.0,) * model.latent_channels,
+        latent_std=(1.0,) * model.latent_channels,
+        silence_latent=found.silence if found else None,
+        training={"converted_from": file.name},
+    )
+    with atomic_folder(out) as folder:
+        if found:
+            found.save(folder / CODEC_FOLDER)
+        save_checkpoint(folder, config, network)
+    return {
+        "checkpoint": str(out),
+        "parameters": sum(value.numel() for key, value in network.items() if not key.endswith("inv_freq")),
+        **{name: getattr(model, name) for name in ("width", "depth", "heads", "latent_channels", "embedding_dim")},
+        "codec": found.identity if found else "not in it: name one at every use",
+        "embedder": conditions["identity"] or f"any of dimension {model.embedding_dim}; made for {EMBEDDER_NAME}",
+    }
+
+
+def _convert_autoencoder(
+    file: Path,
+    out: Path,
+    state: Mapping[str, torch.Tensor],
+    model_config: Path | None,
+    options: Mapping[str, object],
+) -> dict[str, Any]:
+    """A file without a joint model to a codec folder; ``options`` are those that belong to a joint model."""
     weights = autoencoder_weights(state, file)
+    if given := [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]:
+        raise ConfigError(
+            f"{file}: no joint model (no names begin with {NETWORK_PREFIX}) but an autoencoder alone; leave away "
+            f"{', '.join(given)}, of which it has no use"
+        )
     if model_config is None:
         raise ConfigError(f"{file}: an autoencoder alone; name its configuration with --model-config CONFIG.json")
-    found = _write_codec(file, out, read_config(model_config), weights)
-    return {"codec": str(out), "identity": found["identity"], **found["spec"]}
+    found = _FoundCodec.of(str(file), read_config(model_config), weights)
+    with atomic_folder(out) as folder:
+        found.save(folder)
+    return {"codec": str(out), "identity": found.identity, **found.spec}
+
+
+@dataclass(frozen=True, slots=True)
+class _FoundCodec:
+    """A codec that was built and tried."""
+
+    config: dict[str, Any]
+    weights: Mapping[str, torch.Tensor]
+    identity: str
+    spec: dict[str, Any]
+    silence: tuple[float, ...]
+
+    @classmethod
+    def of(cls, source: str, config: dict[str, Any], weights: Mapping[str, torch.Tensor]) -> "_FoundCodec":
+        """Build it. Raises CheckpointError, with the name of where it comes from."""
+        try:
+            codec = AutoencoderCodec.frozen(config, dict(weights))
+        except CheckpointError as error:
+            raise CheckpointError(f"{source}: {error}") from None
+        silence = tuple(silence_latent(codec).tolist())
+        return cls(config, weights, codec.identity, asdict(codec.spec), silence)
+
+    def save(self, folder: Path) -> None:
+        """Write its folder."""
+        # Weights as they are: the identity is that of the original, however it is wrapped.
+        save_codec(folder, self.config, dict(self.weights), dtype=None)
+
+
+def _check_out(out: Path) -> None:
+    if out.is_dir() and any(out.iterdir()):
+        raise ConfigError(f"{out}: there is something in this folder; remove it, or give another --out")
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"{out}: a file; give --out the folder to write")
+
+
+def _below(prefix: str, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
 
 def _network_config(
@@ -138,40 +213,25 @@ def _codec_of_checkpoint(
     name: str | None,
     model_config: Path | None,
     model: JointConfig,
-    out: Path,
-) -> tuple[dict[str, Any], tuple[float, ...] | None]:
-    """Write the codec; returns identity and spec, and the latent of silence."""
-    if name == "none":
-        return {"identity": None, "spec": {"latent_channels": model.latent_channels}}, None
+) -> _FoundCodec:
+    """The codec named, or the one in the file. Raises CheckpointError: there is none, or it does not fit the model."""
     if name is not None:
-        config, weights = read_codec(codec_folder(name))
+        found = _FoundCodec.of(f"--codec {name}", *read_codec(codec_folder(name)))
     elif any(key.startswith(CODEC_PREFIX) for key in state):
         weights = autoencoder_weights(state, file)
         try:
             config = read_config(model_config) if model_config else oobleck_of_weights(weights, SAMPLE_RATE)
         except CheckpointError as error:
             raise CheckpointError(f"{file}: {error}") from None
+        found = _FoundCodec.of(str(file), config, weights)
     else:
         raise CheckpointError(
             f"{file}: no codec in it (no names begin with {CODEC_PREFIX}); give one with --codec FOLDER, or leave it "
             "out with --codec none"
         )
-    found = _write_codec(file, out, config, weights)
-    if found["spec"]["latent_channels"] != model.latent_channels:
+    if (channels := found.spec["latent_channels"]) != model.latent_channels:
         raise CheckpointError(
-            f"{file}: the codec has {found['spec']['latent_channels']} latent channels, the model takes "
-            f"{model.latent_channels}; give the right codec with --codec FOLDER"
+            f"{file}: the codec has {channels} latent channels, the model takes {model.latent_channels}; give the "
+            "right codec with --codec FOLDER"
         )
-    return found, tuple(silence_latent(load_codec(str(out))).tolist())
-
-
-def _write_codec(file: Path, out: Path, config: dict[str, Any], weights: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """Write a codec folder that can be read; returns identity and spec."""
-    # As they are: the identity is that of the original, however it is wrapped.
-    save_codec(out, config, dict(weights), dtype=None)
-    try:
-        codec = load_codec(str(out))
-    except CheckpointError as error:
-        (out / "config.json").unlink()
-        raise CheckpointError(f"{file}: {error}") from None
-    return {"identity": codec.identity, "spec": asdict(codec.spec)}
+    return found

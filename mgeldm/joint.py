@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, Self, overload
 
@@ -57,7 +58,7 @@ class MGELDM:
 
     @classmethod
     def from_pretrained(
-        cls, name: Path | str, *, codec: str = "default", embedder: str = "default", device: str = "auto"
+        cls, name: Path | str, *, codec: Path | str = "default", embedder: Path | str = "default", device: str = "auto"
     ) -> Self:
         """Load a checkpoint.
 
@@ -74,7 +75,7 @@ class MGELDM:
         target = choose_device(device)
         folder = model_folder(name)
         config, network = load_checkpoint(folder)
-        parts = {"codec": part_of(folder, "codec", codec), "embedder": part_of(folder, "embedder", embedder)}
+        parts = {"codec": part_of(folder, "codec", str(codec)), "embedder": part_of(folder, "embedder", str(embedder))}
         found_codec, found_embedder = load_codec(parts["codec"]), load_embedder(parts["embedder"])
         check_identity(config, "codec", found_codec, parts["codec"])
         check_identity(config, "embedder", found_embedder, parts["embedder"])
@@ -196,7 +197,7 @@ class MGELDM:
             consistent=consistent,
             batch=batch,
         )
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = _listed(prompt)
         words = self._all_words(prompts)
         signal = self.open(mix, rate)
         found = self._answers(EXTRACT, signal, signal.form, words, sampling, output, progress)
@@ -228,7 +229,7 @@ class MGELDM:
             PromptError: there is no prompt, or one of them is empty or says nothing; nothing was sampled then.
         """
         output = OutputConfig(output_rate=output_rate, output_channels=output_channels)
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        prompts = _listed(prompts)
         words = self._all_words(prompts)
         signal = self.open(submix, rate)
         wanted = output.form(signal.form, signal.origin)
@@ -274,6 +275,8 @@ class MGELDM:
 
     def embed_prompt(self, prompt: str) -> torch.Tensor:
         """Embedding ``[D]`` of words, in the template the model was trained with. Raises PromptError."""
+        if not isinstance(prompt, str):
+            raise PromptError(f"a prompt is a text such as 'drums', not {prompt!r:.60}")
         if not prompt.strip():
             raise PromptError("the prompt is empty; name what to play, such as --prompt drums")
         self.embedder.embed_text([prompt])  # an unknown prompt must not pass by the words of the template
@@ -285,8 +288,8 @@ class MGELDM:
 
     def form_of(self, seconds: float) -> Form:
         """The form of sound of a length in seconds. Raises AudioError for a length that is none."""
-        if not 0 < seconds < MAX_SECONDS:
-            raise AudioError(f"cannot generate {seconds} seconds; ask for more than 0 and less than a day")
+        if not isinstance(seconds, Real) or not 0 < seconds < MAX_SECONDS:
+            raise AudioError(f"cannot generate {seconds!r} seconds; ask for more than 0 and less than a day")
         frames = max(1, round(seconds * self.rate))
         return Form(rate=self.rate, channels=self.codec.spec.channels, frames=frames)
 
@@ -331,6 +334,15 @@ class MGELDM:
         lane = self.engine.lane(task, signal, form.frames, wishes, sampling, output)
         self.engine.drive([lane], sampling, output.batch, advanced)
         return [{name: np.concatenate(parts, axis=1) for name, parts in kept.items()} for kept in blocks]
+
+
+def _listed(prompts: str | Sequence[str]) -> list[str]:
+    """One prompt or several as a list. Raises PromptError for what is neither."""
+    if isinstance(prompts, str):
+        return [prompts]
+    if not isinstance(prompts, Sequence):
+        raise PromptError(f"a prompt is a text such as 'drums', or a list of such, not {prompts!r:.60}")
+    return list(prompts)
 
 
 def _kind(given: AudioLike) -> Callable[[audio.Wave], Any]:

@@ -1,14 +1,82 @@
-"""The folder that the name of a codec or embedder stands for: one on disk, or a copy of a repository on the hub."""
+"""The folder that the name of a model, codec or embedder stands for, here or from the hub, and reading its files."""
 
+import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
 
 from manifests.errors import CheckpointError
 
 Stamp = tuple[tuple[str, int, int], ...]
 
 _HUB_ID = re.compile(r"(?!\.)[\w.-]+/(?!\.)[\w.-]+", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class FolderKind:
+    """Reads the files of one kind of folder; whatever is wrong with one is told in one line, with what to do."""
+
+    name: str
+    """As "an embedder"."""
+    holds: str
+    """What should be in it."""
+    again: str
+    """Where another one comes from."""
+
+    def json(self, path: Path) -> Any:
+        """What a JSON file holds. Raises CheckpointError: it is missing, half written or damaged."""
+        data = self._bytes(path)
+        try:
+            return json.loads(data)
+        except ValueError as error:
+            raise self.damaged(path, error) from None
+
+    def tensors(self, path: Path) -> dict[str, torch.Tensor]:
+        """The tensors of a `.safetensors` file. Raises CheckpointError, as `json`."""
+        self.check_tensors(path)
+        return load_file(path)
+
+    def check_tensors(self, path: Path) -> None:
+        """Look whether a `.safetensors` file is whole, by its header. Raises CheckpointError, as `json`."""
+        if not path.is_file():
+            raise self._missing(path)
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise self.damaged(path, error) from None
+
+    def damaged(self, path: Path, error: Exception) -> CheckpointError:
+        """The error for a file that cannot be used."""
+        empty = path.is_file() and not path.stat().st_size
+        reason = "0 bytes" if empty else one_line(error)
+        return CheckpointError(
+            f"{path}: half written or damaged ({reason}), so this is not a readable {self.name.partition(' ')[2]} "
+            f"folder; {self.again}"
+        )
+
+    def _bytes(self, path: Path) -> bytes:
+        try:
+            return path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            raise self._missing(path) from None
+        except OSError as error:
+            raise self.damaged(path, error) from None
+
+    def _missing(self, path: Path) -> CheckpointError:
+        return CheckpointError(f"{path}: missing; {self.name} folder holds {self.holds}; {self.again}")
+
+
+def one_line(error: Exception) -> str:
+    """What a library says, on one line, cut where it lists all that it knows."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 300 else f"{text[:300]} ..."
 
 
 def find_folder(name: str, kind: str, files: Sequence[str], weights: Sequence[Sequence[str]]) -> Path:

@@ -72,8 +72,10 @@ def open_signal(given: AudioLike, rate: int, channels: int, own_rate: int | None
     own_rate = rate if own_rate is None else own_rate
     if own_rate != rate and own_rate not in audio.RATES:
         raise AudioError(
-            f"a sample rate of {own_rate} Hz; {audio.RATES.start} to {audio.RATES.stop - 1} Hz can be used"
+            f"a sample rate of {own_rate!r} Hz; a whole number from {audio.RATES.start} to {audio.RATES.stop - 1} "
+            "can be used"
         )
+    own_rate = int(own_rate)
     size = max(1, audio.BLOCK_SAMPLES // wave.shape[0])
 
     def blocks() -> Iterator[audio.Wave]:
@@ -85,13 +87,21 @@ def open_signal(given: AudioLike, rate: int, channels: int, own_rate: int | None
 
 def as_wave(given: npt.NDArray[Any] | torch.Tensor) -> npt.NDArray[Any]:
     """``[T]`` or ``[channels, T]`` as an array ``[channels, T]``. Raises AudioError for anything else."""
-    wave = given.detach().cpu().float().numpy() if isinstance(given, torch.Tensor) else np.asarray(given)
-    floating = given.is_floating_point() if isinstance(given, torch.Tensor) else np.issubdtype(wave.dtype, np.floating)
-    if wave.ndim not in (1, 2) or not floating:
+    if isinstance(given, torch.Tensor):
+        floating = given.is_floating_point()
+    elif isinstance(given, np.ndarray):
+        floating = np.issubdtype(given.dtype, np.floating)
+    else:
         raise AudioError(
-            f"audio must be floating-point [T] or [channels, T], got {given.dtype} {list(wave.shape)}; scale whole "
-            "numbers to -1 .. 1"
+            f"audio is an array or tensor of floats, [T] or [channels, T], or the path of a file, not "
+            f"{type(given).__name__}"
         )
+    if given.ndim not in (1, 2) or not floating:
+        raise AudioError(
+            f"audio must be floating-point [T] or [channels, T], got {given.dtype} {list(given.shape)}; give one sound "
+            "at a time, whole numbers scaled to -1 .. 1"
+        )
+    wave = given.detach().cpu().float().numpy() if isinstance(given, torch.Tensor) else given
     wave = np.atleast_2d(wave)
     if not 0 < wave.shape[0] <= MAX_CHANNELS:
         raise AudioError(f"audio of {wave.shape[0]} channels; [channels, T] is expected, so transpose [T, channels]")

@@ -6,8 +6,9 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from manifests.errors import ConfigError, MGELDMError
+from manifests.errors import ConfigError
 from manifests.remote import parse_root
+from mgeldm.usage import read_options
 from training.config import TrainConfig, load_recipe, recipe_path
 
 if TYPE_CHECKING:
@@ -28,10 +29,10 @@ def launch(arguments: Sequence[str], prog: str = "mgeldm train") -> dict[str, An
         CheckpointError: the run folder holds another run.
     """
     parser = _parser(prog)
-    recipe = recipe_path(_parsed(parser, arguments).recipe)
+    recipe = recipe_path(read_options(parser, arguments).recipe)
     load_recipe(recipe)  # whatever is wrong with it is said with its name
     # The recipe is read before the flags, so that a flag replaces the recipe's value.
-    parsed = _parsed(parser, ["--config", str(recipe), *arguments])
+    parsed = read_options(parser, ["--config", str(recipe), *arguments])
     config = TrainConfig(**{field.name: parsed[field.name] for field in fields(TrainConfig)})
     data = [weighted(text) for text in parsed.data]
     if parsed.dry_run:
@@ -106,34 +107,6 @@ def _parser(prog: str) -> "ArgumentParser":
     parser.add_argument("--config", action="config", help="YAML file with any of the options below")
     parser.add_class_arguments(TrainConfig)
     return parser
-
-
-def _parsed(parser: "ArgumentParser", arguments: Sequence[str]) -> "Namespace":
-    """The options, configurations made. Raises ConfigError, in one line, for what cannot be."""
-    from jsonargparse import ArgumentError
-
-    try:
-        return parser.instantiate(parser.parse_args([_known(word, parser) for word in arguments]))
-    except MGELDMError:
-        raise
-    except (ArgumentError, ValueError, TypeError) as error:
-        raise ConfigError(f"{' '.join(str(error).split())}; see `{parser.prog} --help`") from None
-
-
-def _known(word: str, parser: "ArgumentParser") -> str:
-    """An option as the parser calls it: ``--save-every`` is ``--save_every``. Raises ConfigError for one unknown."""
-    from difflib import get_close_matches
-
-    if not word.startswith("--") or word == "--":
-        return word
-    name, sign, value = word.partition("=")
-    known = parser._option_string_actions
-    for spelling in (name, f"--{name[2:].replace('-', '_')}"):
-        if spelling in known:
-            return f"{spelling}{sign}{value}"
-    near = get_close_matches(name, list(known), 1)
-    hint = f"did you mean {near[0]}? " if near else ""
-    raise ConfigError(f"no option {name}; {hint}see `{parser.prog} --help`")
 
 
 def _processes(parsed: "Namespace") -> int:

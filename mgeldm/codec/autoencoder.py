@@ -2,14 +2,11 @@
 
 import copy
 import hashlib
-import json
 import math
 from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import nn
 
@@ -19,10 +16,16 @@ from mgeldm.codec.base import CodecSpec
 from mgeldm.codec.fast import replace_snakes
 from mgeldm.codec.quietly import quietly
 from mgeldm.codec.stable_audio import is_stable_audio, read_stable_audio
+from mgeldm.model_folder import FolderKind
 from mgeldm.state_dict import misfits
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+_FOLDER = FolderKind(
+    "a codec",
+    f"{CONFIG_FILE} and {WEIGHTS_FILE}, or model_config.json and a checkpoint of stable-audio-tools",
+    "train it (`mgeldm train-codec`), convert, copy or download it again",
+)
 
 
 def oobleck_config(
@@ -99,6 +102,9 @@ class AutoencoderCodec(nn.Module):
         except (KeyError, TypeError, AttributeError, AssertionError, ValueError, NotImplementedError) as error:
             reason = f"{type(error).__name__}: {error}"
             raise CheckpointError(f"not the configuration of an autoencoder ({reason})") from None
+        sizes = {"sample_rate": self.network.sample_rate, "downsampling_ratio": self.network.downsampling_ratio}
+        if wrong := [f"{name} is {size!r}" for name, size in sizes.items() if not isinstance(size, int) or size < 1]:
+            raise CheckpointError(f"not the configuration of an autoencoder ({', '.join(wrong)})")
         if bottleneck not in ("none", "vae") or self.network.pretransform is not None:
             raise CheckpointError(
                 f"the autoencoder has a {bottleneck!r} bottleneck or a pretransform; a codec has a 'vae' bottleneck or "
@@ -134,12 +140,17 @@ class AutoencoderCodec(nn.Module):
     def load(cls, folder: Path) -> Self:
         """Read a codec folder, ours or one of stable-audio-tools, ready for inference. Raises CheckpointError."""
         config, state = read_codec(folder)
+        try:
+            return cls.frozen(config, state)
+        except CheckpointError as error:
+            raise CheckpointError(f"{folder}: {error}") from None
+
+    @classmethod
+    def frozen(cls, config: dict[str, Any], state: dict[str, torch.Tensor]) -> Self:
+        """Build from configuration and weights, ready for inference. Raises CheckpointError as the constructor does."""
         # The layers draw first weights that are thrown away; the caller's generator stays where it was.
         with torch.random.fork_rng(devices=[]):
-            try:
-                codec = cls(config, state)
-            except CheckpointError as error:
-                raise CheckpointError(f"{folder}: {error}") from None
+            codec = cls(config, state)
         # In this order: the folded weights are new parameters.
         fold_weight_norm(codec)
         replace_snakes(codec)
@@ -175,19 +186,9 @@ class AutoencoderCodec(nn.Module):
 
 def read_codec(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Configuration and weights in a codec folder, ours or one of stable-audio-tools. Raises CheckpointError."""
-    try:
-        if is_stable_audio(folder):
-            return read_stable_audio(folder)
-        return json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8")), load_file(folder / WEIGHTS_FILE)
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{error.filename or folder}: missing; a codec folder holds {CONFIG_FILE} and {WEIGHTS_FILE}, or "
-            "model_config.json and a checkpoint of stable-audio-tools"
-        ) from None
-    except CheckpointError:
-        raise
-    except (ValueError, SafetensorError, OSError) as error:
-        raise CheckpointError(f"{folder}: not a readable codec folder ({error})") from None
+    if is_stable_audio(folder):
+        return read_stable_audio(folder)
+    return _FOLDER.json(folder / CONFIG_FILE), _FOLDER.tensors(folder / WEIGHTS_FILE)
 
 
 def save_codec(

@@ -1,5 +1,6 @@
 """Finding a codec: the one shipped with the package, a folder, or a repository of the Hugging Face hub."""
 
+import copy
 from functools import lru_cache
 from pathlib import Path
 
@@ -14,13 +15,14 @@ _SHIPPED = Path(__file__).parent / "oobleck-16k-mono"
 def load_codec(name: str = DEFAULT_CODEC) -> AutoencoderCodec:
     """The codec ``name``: "default" (shipped), a folder of ours or of stable-audio-tools, or a hub id OWNER/NAME.
 
-    Only a hub id that is no folder here is ever fetched. A codec is read once, and again where its folder changed.
+    Only a hub id that is no folder here is ever fetched. A codec is read once, and again where its folder changed; each
+    caller gets a module of its own, on the CPU, to move and to change.
 
     Raises:
         CheckpointError: there is no such codec, or it is damaged or of another make.
     """
     folder = codec_folder(name)
-    return _load(folder.absolute(), stamp(folder))
+    return copy.deepcopy(_read(folder.absolute(), stamp(folder)))
 
 
 def codec_folder(name: str) -> Path:
@@ -32,5 +34,6 @@ def codec_folder(name: str) -> Path:
 
 
 @lru_cache(maxsize=2)
-def _load(folder: Path, _: Stamp) -> AutoencoderCodec:
+def _read(folder: Path, _: Stamp) -> AutoencoderCodec:
+    """What copies are made of; nobody else gets it. To build it and to hash its weights takes seconds, a copy none."""
     return AutoencoderCodec.load(folder)

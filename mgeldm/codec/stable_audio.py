@@ -60,7 +60,10 @@ def read_config(path: Path) -> dict[str, Any]:
             f"{path}: missing; weights do not tell strides and channels, so put the model's {CONFIG_FILE} beside them"
         ) from None
     except (ValueError, OSError) as error:
-        raise CheckpointError(f"{path}: not a readable model configuration ({error})") from None
+        raise CheckpointError(
+            f"{path}: not a readable model configuration ({error}); it is half written or damaged: copy or download "
+            "it again"
+        ) from None
     try:
         return autoencoder_config(raw)
     except CheckpointError as error:
@@ -102,7 +105,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
                 prefix = autoencoder_prefix(file.keys(), path)
                 return {key.removeprefix(prefix): file.get_tensor(key) for key in file.keys() if key.startswith(prefix)}  # noqa: SIM118
     except SafetensorError as error:
-        raise CheckpointError(f"{path}: not a readable checkpoint ({error})") from None
+        raise _damaged(path, error) from None
     return autoencoder_weights(read_state(path), path)
 
 
@@ -114,6 +117,8 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     Raises:
         CheckpointError: the file is missing or damaged, or holds more than weights.
     """
+    if path.is_dir():
+        raise CheckpointError(f"{path}: a folder; give the checkpoint file in it")
     if not path.is_file():
         raise CheckpointError(f"{path}: missing")
     try:
@@ -121,15 +126,21 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
             return load_file(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except SafetensorError as error:
-        raise CheckpointError(f"{path}: not a readable checkpoint ({error})") from None
+        raise _damaged(path, error) from None
     except Exception as error:  # pickle raises anything, for a file that is cut or no checkpoint
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise CheckpointError(
-            f"{path}: not a checkpoint of plain tensors ({reason}); save its state_dict alone, as unwrap_model.py of "
-            "stable-audio-tools does"
+            f"{path}: not a checkpoint of plain tensors ({reason}); if it is half written or damaged, copy or download "
+            "it again; else save its state_dict alone, as unwrap_model.py of stable-audio-tools does"
         ) from None
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
     return {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+
+
+def _damaged(path: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{path}: not a readable checkpoint ({error}); it is half written or damaged: copy or download it again"
+    )
 
 
 def autoencoder_weights(state: Mapping[str, torch.Tensor], path: Path) -> dict[str, torch.Tensor]:

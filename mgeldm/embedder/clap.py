@@ -16,6 +16,7 @@ from mgeldm.codec.autoencoder import identity
 from mgeldm.codec.quietly import quietly
 from mgeldm.embedder.base import EmbedderSpec
 from mgeldm.embedder.clap_mel import ClapMel, ClapMelConfig
+from mgeldm.model_folder import FolderKind, one_line
 
 MODEL_TYPE = "clap"
 SMALL_FILES = (
@@ -31,6 +32,10 @@ SMALL_FILES = (
 )
 WEIGHTS_PATTERNS = (("model*.safetensors", "model.safetensors.index.json"), ("pytorch_model*.bin",))
 """Weights, in one file or in many; the second kind is of old releases, and is read as plain tensors only."""
+
+_FOLDER = FolderKind(
+    "a CLAP", "what save_pretrained of both ClapModel and ClapProcessor write", "save it, copy or download it again"
+)
 
 # What the computation depends on, by names that do not change with transformers' version. Dropout, first weights and
 # the temperature of training have no part in an embedding.
@@ -132,7 +137,9 @@ class ClapEmbedder(nn.Module):
                 tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
                 extractor = ClapFeatureExtractor.from_pretrained(folder, local_files_only=True)
         except Exception as error:  # of transformers, tokenizers and safetensors, whose classes begin there
-            raise CheckpointError(f"{folder}: not a readable CLAP folder ({_line(error)})") from None
+            raise CheckpointError(
+                f"{folder}: not a readable CLAP folder ({one_line(error)}); {_FOLDER.again}"
+            ) from None
         if missing := sorted(found["missing_keys"]):
             # transformers would go on with random ones.
             raise CheckpointError(
@@ -198,7 +205,7 @@ def tokenizer_hash(tokenizer: Any) -> str:
 
 
 def _check_files(folder: Path) -> None:
-    """Name what a folder lacks, in our words. Raises CheckpointError."""
+    """Name what a folder lacks, or which file of it is damaged, in our words. Raises CheckpointError."""
     wanted = {
         "weights": [pattern for patterns in WEIGHTS_PATTERNS for pattern in patterns[:1]],
         "feature extractor": ["preprocessor_config.json", "processor_config.json"],
@@ -207,11 +214,12 @@ def _check_files(folder: Path) -> None:
     for what, patterns in wanted.items():
         if not any(path.is_file() for pattern in patterns for path in folder.glob(pattern)):
             raise CheckpointError(
-                f"{folder}: no {what} ({' or '.join(patterns)}); a CLAP folder holds what save_pretrained of both "
-                "ClapModel and ClapProcessor write"
+                f"{folder}: no {what} ({' or '.join(patterns)}); {_FOLDER.name} folder holds {_FOLDER.holds}; "
+                f"{_FOLDER.again}"
             )
-
-
-def _line(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= 300 else f"{text[:300]} ..."
+    # transformers does not say in which file something is wrong.
+    for name in SMALL_FILES:
+        if name.endswith(".json") and (folder / name).exists():
+            _FOLDER.json(folder / name)
+    for path in sorted(folder.glob("model*.safetensors")):
+        _FOLDER.check_tensors(path)

@@ -1,6 +1,6 @@
 """A small dual encoder: log-mel convolutions for audio, a bag of words for text, and its folder on disk."""
 
-import json
+import math
 import re
 import unicodedata
 from dataclasses import asdict, dataclass
@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from safetensors.torch import save as to_bytes
 from torch import nn
 from torch.nn import functional as F
@@ -19,10 +17,17 @@ from manifests.atomic import write_bytes, write_json
 from manifests.errors import CheckpointError, PromptError
 from mgeldm.codec.autoencoder import identity
 from mgeldm.embedder.base import EmbedderSpec
+from mgeldm.model_folder import FolderKind, one_line
+from mgeldm.state_dict import misfits
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 MODEL_TYPE = "dual"
+_FOLDER = FolderKind(
+    "an embedder",
+    f"{CONFIG_FILE} and {WEIGHTS_FILE}, or what save_pretrained of ClapModel and ClapProcessor write",
+    "train it (`mgeldm train-embedder`), copy or download it again",
+)
 
 LEVEL_FLOOR = 3e-5
 """Least mean mel power a window is scaled up from: white noise at about -80 dBFS."""
@@ -50,6 +55,13 @@ class DualConfig:
     """Channels of the convolution stages, each of which halves time and frequency."""
     text_width: int = 256
     """Length of a word vector."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes that make no encoder, with ValueError."""
+        for name in ("sample_rate", "window_s", "dim", "mels", "fft", "hop", "text_width"):
+            kind, value = (int | float if name == "window_s" else int), getattr(self, name)
+            if not isinstance(value, kind) or not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value!r}: it must be a number above 0")
 
 
 def tokens(text: str) -> list[str]:
@@ -154,10 +166,9 @@ class DualEncoder(nn.Module):
         self.text = TextTower(config)
         self._index = {word: index for index, word in enumerate(config.words)}
         if state is not None:
-            try:
-                self.load_state_dict(state)
-            except RuntimeError as error:
-                raise CheckpointError(f"embedder weights do not fit their configuration: {error}") from None
+            if faults := misfits(self.state_dict(), state):
+                raise CheckpointError(f"embedder weights do not fit their configuration: {faults}")
+            self.load_state_dict(state)
 
     @property
     def identity(self) -> str:
@@ -167,15 +178,7 @@ class DualEncoder(nn.Module):
     @classmethod
     def load(cls, folder: Path) -> Self:
         """Read an embedder folder, ready for inference. Raises CheckpointError."""
-        try:
-            raw = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-            state = load_file(folder / WEIGHTS_FILE)
-        except FileNotFoundError as error:
-            raise CheckpointError(
-                f"{error.filename or folder}: missing; an embedder folder holds {CONFIG_FILE} and {WEIGHTS_FILE}"
-            ) from None
-        except (json.JSONDecodeError, UnicodeDecodeError, SafetensorError, OSError) as error:
-            raise CheckpointError(f"{folder}: not a readable embedder folder ({error})") from None
+        raw = _FOLDER.json(folder / CONFIG_FILE)
         if not isinstance(raw, dict) or raw.get("model_type") != MODEL_TYPE:
             kind = raw.get("model_type") if isinstance(raw, dict) else None
             raise CheckpointError(
@@ -187,9 +190,19 @@ class DualEncoder(nn.Module):
         }
         try:
             config = DualConfig(**values)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise CheckpointError(f"{folder / CONFIG_FILE}: {error}") from None
-        encoder = cls(config, state)
+        state = _FOLDER.tensors(folder / WEIGHTS_FILE)
+        # The layers draw first weights that are thrown away; the caller's generator stays where it was.
+        with torch.random.fork_rng(devices=[]):
+            try:
+                encoder = cls(config, state)
+            except CheckpointError as error:
+                raise CheckpointError(f"{folder}: {error}; {_FOLDER.again}") from None
+            except (TypeError, ValueError, RuntimeError, ArithmeticError, LookupError) as error:
+                raise CheckpointError(
+                    f"{folder / CONFIG_FILE}: not the configuration of an embedder ({one_line(error)}); {_FOLDER.again}"
+                ) from None
         encoder.eval().requires_grad_(False)
         return encoder
 

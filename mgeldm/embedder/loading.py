@@ -1,5 +1,6 @@
 """Finding an embedder: the one shipped with the package, a folder, or a repository of the Hugging Face hub."""
 
+import copy
 import json
 from functools import lru_cache
 from pathlib import Path
@@ -16,13 +17,14 @@ _SHIPPED = Path(__file__).parent / "labels-16k"
 def load_embedder(name: str = DEFAULT_EMBEDDER) -> DualEncoder | ClapEmbedder:
     """The embedder ``name``: "default" (shipped), a folder of ours or of a CLAP model, or a hub id OWNER/NAME.
 
-    Only a hub id that is no folder here is ever fetched. An embedder is read once, and again where its folder changed.
+    Only a hub id that is no folder here is ever fetched. An embedder is read once, and again where its folder changed;
+    each caller gets a module of its own, on the CPU, to move and to change.
 
     Raises:
         CheckpointError: there is no such embedder, or it is damaged or of another make.
     """
     folder = embedder_folder(name)
-    return _load(folder.absolute(), stamp(folder))
+    return copy.deepcopy(_read(folder.absolute(), stamp(folder)))
 
 
 def embedder_folder(name: str) -> Path:
@@ -33,7 +35,8 @@ def embedder_folder(name: str) -> Path:
 
 
 @lru_cache(maxsize=2)
-def _load(folder: Path, _: Stamp) -> DualEncoder | ClapEmbedder:
+def _read(folder: Path, _: Stamp) -> DualEncoder | ClapEmbedder:
+    """What copies are made of; nobody else gets it."""
     # Whatever is wrong with a configuration, the reader of our own folders says it.
     return ClapEmbedder.load(folder) if _model_type(folder) == clap.MODEL_TYPE else DualEncoder.load(folder)
 

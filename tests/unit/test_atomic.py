@@ -8,6 +8,7 @@ import pytest
 from manifests.atomic import (
     TEMPORARY_PREFIX,
     abandoned,
+    atomic_folder,
     atomic_path,
     canonical_json,
     check_writable,
@@ -99,6 +100,36 @@ def test_the_file_is_synced_before_and_its_folder_after_the_rename(
     monkeypatch.setattr(os, "replace", spied_replace)
     write_bytes(tmp_path / "a.bin", b"x")
     assert [event.split("-")[0] for event in events] == ["sync .tmp", "rename", f"sync {tmp_path.name}".split("-")[0]]
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path: Path) -> None:
+    with atomic_folder(tmp_path / "new" / "folder") as folder:
+        (folder / "inside").mkdir()
+        (folder / "inside" / "file").write_text("whole")
+        assert not (tmp_path / "new" / "folder").exists()
+    assert (tmp_path / "new" / "folder" / "inside" / "file").read_text() == "whole"
+
+    def half() -> None:
+        with atomic_folder(tmp_path / "other") as folder:
+            (folder / "file").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        half()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new"]
+    assert sorted(path.name for path in (tmp_path / "new").iterdir()) == ["folder"]
+
+
+def test_a_folder_takes_the_place_of_an_empty_one_only(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to("empty")
+    with atomic_folder(tmp_path / "link") as folder:
+        (folder / "file").write_text("new")
+    assert (tmp_path / "empty" / "file").read_text() == "new"
+    with pytest.raises(OSError, match="not empty"), atomic_folder(tmp_path / "empty") as folder:
+        (folder / "file").write_text("newer")
+    assert (tmp_path / "empty" / "file").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "link"]
 
 
 def test_json_is_readable_sorted_and_keeps_letters(tmp_path: Path) -> None:

@@ -286,7 +286,6 @@ class TestLoading:
         copy = Path(shutil.copytree(folder, tmp_path / "copy"))
         first = load_embedder(str(copy))
         assert isinstance(first, ClapEmbedder)
-        assert load_embedder(str(copy)) is first
         write_clap(copy, model=tiny_model(seed=1))
         assert load_embedder(str(copy)).identity != first.identity
 

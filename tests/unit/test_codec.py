@@ -74,7 +74,6 @@ class TestShapes:
     def test_shipped_codec_keeps_its_identity(self) -> None:
         """Data sets and checkpoints name it."""
         assert load_codec().identity == "3b28b99f3dd9bc1ce14f33751a3b317c06f403b059cd00b960adfc8070c6530f"
-        assert load_codec("default") is load_codec()
 
     def test_encode_gives_the_mean(self, codec: AutoencoderCodec) -> None:
         wave = 0.1 * noise(2, 1, 10 * HOP)
@@ -221,7 +220,9 @@ class TestFolder:
         cut = copied(folder, tmp_path / "cut")
         data = (cut / name).read_bytes()
         (cut / name).write_bytes(data[: len(data) // 2])
-        with pytest.raises(CheckpointError, match="not a readable codec folder"):
+        with pytest.raises(
+            CheckpointError, match=f"{name}: half written or damaged .* not a readable codec folder; train it"
+        ):
             load_codec(str(cut))
 
     @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Released files, made here with the structure they have, to folders that load without options."""
 
 import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -55,6 +56,11 @@ def bare(tmp_path: Path, network_state: State) -> Path:
     """A file of the same structure, without a codec."""
     torch.save({"state_dict": network_state}, tmp_path / "bare.ckpt")
     return tmp_path / "bare.ckpt"
+
+
+def nothing_written(folder: Path) -> bool:
+    """Neither the folder ``out`` nor anything of it under a temporary name."""
+    return not (folder / "out").exists() and not list(folder.glob(".tmp-*"))
 
 
 @torch.no_grad()
@@ -126,6 +132,79 @@ def test_a_codec_beside_the_file(bare: Path, tmp_path: Path, codec_state: State)
     assert load_checkpoint(tmp_path / "out")[0].codec["identity"] == identity
 
 
+class TestWhole:
+    """The folder appears at once, with everything in it, or not at all."""
+
+    @pytest.mark.parametrize(
+        ("options", "error", "words"),
+        [
+            ({"codec": "none", "model_config": Path("/nope")}, ConfigError, "--model-config .* --codec none"),
+            ({"codec": "default", "model_config": Path("/nope")}, ConfigError, "--model-config .* --codec default"),
+            ({"model_config": Path("/nope")}, CheckpointError, "/nope: missing"),
+            ({"crop_frames": 0}, ConfigError, "--crop-frames 0"),
+            ({"prompt_template": "the sound"}, ConfigError, "--prompt-template 'the sound'"),
+            ({"embedder": "/nope"}, CheckpointError, "/nope/config.json: missing"),
+            ({"codec": "/nope"}, CheckpointError, "/nope/config.json: missing"),
+            ({"heads": 7}, CheckpointError, "heads"),
+        ],
+    )
+    def test_nothing_is_written_after_a_refusal(
+        self, released: Path, tmp_path: Path, options: dict[str, Any], error: type[Exception], words: str
+    ) -> None:
+        with pytest.raises(error, match=words) as caught:
+            convert(released, tmp_path / "out", **options)
+        assert "\n" not in str(caught.value)
+        assert nothing_written(tmp_path)
+
+    @pytest.mark.parametrize("killed", ["save_checkpoint", "save_codec"])
+    def test_a_write_that_fails_leaves_nothing(
+        self, released: Path, tmp_path: Path, killed: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def fail(*_: object, **__: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(f"mgeldm.convert.{killed}", fail)
+        with pytest.raises(OSError, match="No space left"):
+            convert(released, tmp_path / "out")
+        assert nothing_written(tmp_path)
+
+    def test_it_is_not_there_before_all_of_it_is(
+        self, released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        replace, seen = os.replace, list[list[str]]()
+
+        def spied(source: Path, target: Path) -> None:
+            if Path(target).name == "out":
+                assert not Path(target).exists()
+                seen.append(sorted(str(path.relative_to(source)) for path in Path(source).rglob("*")))
+            replace(source, target)
+
+        monkeypatch.setattr(os, "replace", spied)
+        convert(released, tmp_path / "out")
+        parts = ["codec", "codec/config.json", "codec/model.safetensors", "config.json", "model.safetensors"]
+        assert seen == [parts]
+        assert sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*")) == parts
+
+    def test_a_folder_with_something_in_it_is_left_alone(self, bare: Path, tmp_path: Path) -> None:
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "mine.txt").write_text("mine")
+        with pytest.raises(ConfigError, match="there is something in this folder"):
+            convert(bare, tmp_path / "out", codec="none")
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine.txt"]
+        with pytest.raises(ConfigError, match="a file"):
+            convert(bare, bare, codec="none")
+
+    def test_an_empty_folder_is_taken_and_what_a_killed_process_left_is_removed(
+        self, bare: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "out").mkdir()
+        (tmp_path / ".tmp-99999999-1-out" / "codec").mkdir(parents=True)
+        (tmp_path / ".tmp-99999999-1-other").mkdir()
+        convert(bare, tmp_path / "out", codec="none")
+        assert load_checkpoint(tmp_path / "out")[0].codec["identity"] is None
+        assert [path.name for path in tmp_path.glob(".tmp-*")] == [".tmp-99999999-1-other"]
+
+
 def test_no_codec(bare: Path, tmp_path: Path, codec_state: State) -> None:
     convert(bare, tmp_path / "out", codec="none")
     config, _ = load_checkpoint(tmp_path / "out")
@@ -146,7 +225,7 @@ def test_no_codec(bare: Path, tmp_path: Path, codec_state: State) -> None:
 def test_a_codec_of_other_latents_is_refused(bare: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="64 latent channels, the model takes 8"):
         convert(bare, tmp_path / "out", codec="default")
-    assert not (tmp_path / "out" / "config.json").exists()
+    assert nothing_written(tmp_path)
 
 
 def test_an_embedder_of_another_dimension_is_refused(released: Path, tmp_path: Path) -> None:
@@ -188,6 +267,7 @@ def test_heads_that_do_not_divide_are_refused(bare: Path, tmp_path: Path) -> Non
     for heads in (5, 0):
         with pytest.raises(CheckpointError, match="heads"):
             convert(bare, tmp_path / "out", heads=heads, codec="none")
+    assert nothing_written(tmp_path)
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"", lambda data: b"\x00" * 500])
@@ -249,13 +329,27 @@ class TestAutoencoders:
         config.write_text(json.dumps(oobleck_config(channels=4, latent_channels=8, strides=(2, 4, 8))))
         with pytest.raises(CheckpointError, match="codec weights do not fit their configuration"):
             convert(tmp_path / "file.ckpt", tmp_path / "out", model_config=config)
-        with pytest.raises(CheckpointError, match="missing"):
-            load_codec(str(tmp_path / "out"))
+        assert nothing_written(tmp_path)
 
-    def test_options_of_a_joint_model_are_refused(self, tmp_path: Path, codec_state: State, config: Path) -> None:
+    @pytest.mark.parametrize(
+        ("options", "names"),
+        [
+            ({"heads": 3}, "--heads"),
+            ({"norm": "group"}, "--norm"),
+            ({"codec": "none"}, "--codec"),
+            ({"embedder": "default"}, "--embedder"),
+            ({"crop_frames": 100}, "--crop-frames"),
+            ({"prompt_template": "the sound of {}"}, "--prompt-template"),
+            ({"norm": "layer", "crop_frames": 9}, "--norm, --crop-frames"),
+        ],
+    )
+    def test_options_of_a_joint_model_are_refused(
+        self, tmp_path: Path, codec_state: State, config: Path, options: dict[str, Any], names: str
+    ) -> None:
         torch.save(codec_state, tmp_path / "file.ckpt")
-        with pytest.raises(ConfigError, match="no joint model"):
-            convert(tmp_path / "file.ckpt", tmp_path / "out", model_config=config, heads=3)
+        with pytest.raises(ConfigError, match=f"no joint model .*; leave away {names}, of which"):
+            convert(tmp_path / "file.ckpt", tmp_path / "out", model_config=config, **options)
+        assert nothing_written(tmp_path)
 
     def test_neither_model_nor_codec(self, tmp_path: Path) -> None:
         torch.save({"state_dict": {"x": torch.zeros(1)}}, tmp_path / "file.ckpt")

@@ -402,6 +402,69 @@ class TestBadInput:
         with pytest.raises(PromptError, match="no prompt"):
             model(network).impute(wave(20), [], FEW)
 
+    @pytest.mark.parametrize("task", ["extract", "impute", "accompany"])
+    @pytest.mark.parametrize("bad", [None, 3, b"drums", ["drums", 3], ["drums", None], [["drums"]], {"a": "drums"}])
+    def test_what_is_no_prompt(self, task: str, bad: object) -> None:
+        with pytest.raises(PromptError, match="a prompt is a text such as 'drums'") as caught:
+            getattr(model(), task)(wave(20), bad, FEW)
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("task", ["extract", "impute"])
+    @pytest.mark.parametrize(("bad", "words"), [([], "no prompt"), (["drums", ""], "empty"), ((), "no prompt")])
+    def test_lists_of_prompts(self, task: str, bad: object, words: str) -> None:
+        with pytest.raises(PromptError, match=words):
+            getattr(model(), task)(wave(20), bad, FEW)
+
+    def test_generate_takes_one_prompt(self) -> None:
+        for bad in (None, ["drums"], 3):
+            with pytest.raises(PromptError, match="a prompt is a text"):
+                model().generate(bad, 1.0, FEW)  # type: ignore[arg-type]
+
+    @pytest.mark.parametrize("task", ["extract", "impute", "accompany"])
+    @pytest.mark.parametrize(
+        ("bad", "words"),
+        [
+            (None, "not NoneType"),
+            ([0.1, 0.2], "not list"),
+            (3, "not int"),
+            (b"x.wav", "not bytes"),
+            ({"audio": 1}, "not dict"),
+            (np.array(0.5, np.float32), r"got float32 \[\]"),
+            (np.zeros(20, np.complex64), "got complex64"),
+            (np.zeros(20, bool), "got bool"),
+            (np.array([None, "x"]), "got object"),
+            (torch.zeros(20, dtype=torch.complex64), "got torch.complex64"),
+            (torch.zeros(2, 3, 20), r"got torch.float32 \[2, 3, 20\]"),
+            (torch.zeros(500, 2), "500 channels; .* transpose"),
+            (torch.zeros(0), "0 samples"),
+            (torch.tensor([0.1, torch.nan]), "NaN or infinite"),
+            (np.array([0.1, 1e300]), "NaN or infinite"),
+        ],
+    )
+    @pytest.mark.filterwarnings("ignore:overflow encountered")
+    def test_what_is_no_audio(self, task: str, bad: object, words: str) -> None:
+        with pytest.raises(AudioError, match=words) as caught:
+            getattr(model(), task)(bad, "drums", FEW)
+        assert "\n" not in str(caught.value)
+
+    @pytest.mark.parametrize("rate", [0, -1, -44_100, 3, 10**7, 44_100.5, float("nan"), "44100"])
+    def test_rates_that_are_none(self, rate: int) -> None:
+        with pytest.raises(AudioError, match=r"a sample rate of .* whole number from 4000 to 768000"):
+            model().extract(wave(20), "drums", FEW, rate=rate)
+
+    def test_a_whole_rate_may_be_a_float(self) -> None:
+        found = model().extract(wave(8000), "drums", FEW, rate=8000.0)  # type: ignore[call-overload]
+        np.testing.assert_array_equal(found["source"], model().extract(wave(8000), "drums", FEW, rate=8000)["source"])
+
+    @pytest.mark.parametrize(("name", "words"), [(".", "not a file"), ("x.wav", "no such file"), ("a.txt", "a.txt")])
+    def test_paths(self, name: str, words: str, tmp_path: Path) -> None:
+        (tmp_path / "a.txt").write_text("no sound")
+        with pytest.raises(AudioError, match=words) as caught:
+            model().extract(tmp_path / name, "drums", FEW)
+        assert "\n" not in str(caught.value)
+        with pytest.raises(AudioError, match="says its sample rate itself"):
+            model().extract(str(tmp_path / name), "drums", FEW, rate=44_100)
+
     def test_one_prompt_as_a_string_is_one_prompt(self) -> None:
         assert len(model().impute(wave(20), "bass", FEW)) == 1
 
@@ -427,6 +490,11 @@ class TestBadInput:
     def test_lengths_that_cannot_be_generated(self, seconds: float) -> None:
         with pytest.raises(AudioError, match="cannot generate"):
             model().generate("bass", seconds, FEW)
+
+    @pytest.mark.parametrize("seconds", [None, "10", [1.0], 1j])
+    def test_lengths_that_are_no_numbers(self, seconds: object) -> None:
+        with pytest.raises(AudioError, match="cannot generate"):
+            model().generate("bass", seconds, FEW)  # type: ignore[arg-type]
 
     def test_the_shortest_that_can_be_generated(self) -> None:
         assert model().generate("bass", 1e-9, FEW).shape == (1, 1)
@@ -510,6 +578,33 @@ class TestFromPretrained:
         DualEncoder(DualConfig(words=WORDS, dim=16, mels=16, widths=(4, 8))).save(tmp_path / "embedder")
         with pytest.raises(CheckpointError, match=r"trained with embedder .* --embedder FOLDER"):
             MGELDM.from_pretrained(checkpoint, codec=str(codec), embedder=str(tmp_path / "embedder"), device="cpu")
+
+    def test_models_do_not_share_their_parts(self, folders: tuple[Path, Path, Path]) -> None:
+        checkpoint, codec, embedder = folders
+        names = {"codec": codec, "embedder": embedder}  # paths do as well
+        first, second = (MGELDM.from_pretrained(checkpoint, **names, device="cpu") for _ in range(2))
+        for part in (second.model, second.codec, second.embedder):
+            part.to("meta")  # type: ignore[attr-defined]
+        assert first.extract(wave(500), "drums", SamplingConfig(steps=1))["source"].shape == (1, 500)
+        assert second.parts == first.parts == {"codec": str(codec), "embedder": str(embedder)}
+
+    @pytest.mark.parametrize("device", ["cuda:x", "gpu", "", "cuda:-1", "mps", "meta", None, 1.5])
+    def test_what_is_no_device(self, device: str, folders: tuple[Path, Path, Path]) -> None:
+        with pytest.raises(ConfigError, match="expected auto, cpu, cuda or cuda:N") as caught:
+            MGELDM.from_pretrained(folders[0], device=device)
+        assert "\n" not in str(caught.value)
+
+    def test_devices_that_are_not_there(
+        self, folders: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        for device in ("cuda", "cuda:0"):
+            with pytest.raises(ConfigError, match="no CUDA device; use --device cpu"):
+                MGELDM.from_pretrained(folders[0], device=device)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+        with pytest.raises(ConfigError, match="has 2 CUDA devices, cuda:0 to cuda:1"):
+            MGELDM.from_pretrained(folders[0], device="cuda:2")
 
     def test_missing_checkpoint(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match="missing"):

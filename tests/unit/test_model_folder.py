@@ -9,11 +9,13 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+import torch
 from huggingface_hub.errors import GatedRepoError, LocalEntryNotFoundError, RepositoryNotFoundError
+from torch import nn
 
 from manifests.errors import CheckpointError
-from mgeldm.codec import load_codec
-from mgeldm.embedder import ClapEmbedder, load_embedder
+from mgeldm.codec import AutoencoderCodec, load_codec
+from mgeldm.embedder import ClapEmbedder, DualEncoder, load_embedder
 from mgeldm.model_folder import find_folder, stamp
 from tests.support.clap import write_clap
 from tests.support.models import write_codec, write_embedder
@@ -159,3 +161,55 @@ class TestLocal:
         raw = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(raw | {"sample_rate": 8_000}))
         assert stamp(folder) != before
+
+
+@pytest.mark.parametrize(
+    ("write", "load", "kind"),
+    [
+        (write_codec, load_codec, AutoencoderCodec),
+        (write_embedder, load_embedder, DualEncoder),
+        (write_clap, load_embedder, ClapEmbedder),
+    ],
+)
+class TestEachCallerHasItsOwn:
+    """A module that one caller moves or changes is not another's."""
+
+    def test_one_that_moves_leaves_the_other(
+        self, write: Callable[[Path], Path], load: Callable[[str], nn.Module], kind: type, tmp_path: Path
+    ) -> None:
+        folder = str(write(tmp_path / "folder"))
+        first, second = load(folder), load(folder)
+        assert type(first) is type(second) is kind
+        first.to("meta")
+        third = load(folder)
+        for other in (second, third):
+            assert {value.device.type for value in other.state_dict().values()} == {"cpu"}
+
+    def test_one_that_changes_leaves_the_other(
+        self, write: Callable[[Path], Path], load: Callable[[str], nn.Module], kind: type, tmp_path: Path
+    ) -> None:
+        folder = str(write(tmp_path / "folder"))
+        first, second = load(folder), load(folder)
+        with torch.no_grad():
+            for value in first.state_dict().values():
+                value.zero_()
+        third = load(folder)
+        weights = second.state_dict()
+        assert any(value.any() for value in weights.values())
+        for name, value in third.state_dict().items():
+            assert torch.equal(value, weights[name])
+
+    def test_the_folder_is_read_once(
+        self,
+        write: Callable[[Path], Path],
+        load: Callable[[str], nn.Module],
+        kind: type,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        folder, reads = str(write(tmp_path / "folder")), list[Path]()
+        read = kind.load  # type: ignore[attr-defined]
+        monkeypatch.setattr(kind, "load", lambda place: reads.append(place) or read(place))
+        load(folder)
+        load(folder)
+        assert reads == [Path(folder)]

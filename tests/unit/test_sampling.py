@@ -45,6 +45,12 @@ def _golden() -> tuple[JointTransformer, dict[str, Tensor]]:
     return model.eval(), load_file(GOLDEN / "official_dit_tiny_io.safetensors")
 
 
+def test_every_golden_answer_is_asked_for() -> None:
+    asked = {"v", "v_t05"}  # in test_transformer
+    asked |= {"v_cfg3", "generate_10", "extract_10", "impute_10"}
+    assert set(_golden()[1]) - {"x", "t", "embed", "noise", "given"} == asked
+
+
 def _relative(actual: Tensor, expected: Tensor) -> float:
     return ((actual - expected).abs().max() / expected.abs().max()).item()
 
