@@ -177,8 +177,8 @@ def check_tracks(folder: Path, config: CheckpointConfig) -> None:
     """Refuse a model that has other tracks than mix, submix and source. Raises CheckpointError."""
     if config.tracks != TRACKS:
         raise CheckpointError(
-            f"{folder}: a model of the stems {', '.join(config.tracks)}, not of {', '.join(TRACKS)}: the tasks are not "
-            "for it; use it from Python, by mgeldm.checkpoint.load_checkpoint and mgeldm.sampling.sample"
+            f"{folder}: a model of the stems {', '.join(config.tracks)}, not of {', '.join(TRACKS)}; generate, impute, "
+            "extract and accompany are not for it; sample its stems with mgeldm.sampling.sample (docs/training.md)"
         )
 
 

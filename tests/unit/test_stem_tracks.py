@@ -1,9 +1,11 @@
 """Stems as tracks: what is laid out, what is absent, training on it, and what is refused."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from mgeldm.checkpoint import load_checkpoint
 from mgeldm.cli import main
 from mgeldm.sampling import SamplingConfig, noise_for, sample
 from tests.support import shards
-from tests.support.shards import CHANNELS, DIM, SOURCES, STEMS, TEXT_AXIS, write_dataset
+from tests.support.shards import CHANNELS, SOURCES, STEMS, TEXT_AXIS, write_dataset
 from tests.support.training_processes import command, losses, rows, run, write_recipe
 from training.config import ModelSize, Stems, TrainConfig, load_recipe, recipe_path
 from training.loop import Prepared, open_data, prepared, train
@@ -342,18 +344,21 @@ class TestCheckpoint:
             CheckpointError, match="a model of the stems bass, drums, guitar, piano, not of mix"
         ) as caught:
             MGELDM.from_pretrained(straight / "checkpoint")
-        assert "mgeldm.sampling.sample" in str(caught.value)
+        assert "generate, impute, extract and accompany are not for it; sample its stems with" in str(caught.value)
         assert "\n" not in str(caught.value)
 
-    def test_it_can_be_sampled_from(self, straight: Path) -> None:
-        config, network = load_checkpoint(straight / "checkpoint")
-        noise = noise_for(0, ["stems"], tracks=4, channels=CHANNELS, frames=config.crop_frames)
-        known = torch.arange(noise.numel()).reshape(noise.shape) / noise.numel()
-        given = torch.tensor([name in ("bass", "drums") for name in config.tracks])
-        conditions = torch.zeros(1, 4, DIM)
-        stems = sample(network, known, given, conditions, noise, SamplingConfig(steps=3), objective=config.objective)
-        assert torch.equal(stems[:, :2], known[:, :2])
-        assert not torch.isclose(stems[:, 2:], known[:, 2:]).any()
+    def test_it_can_be_sampled_from_as_the_documentation_says(self, straight: Path) -> None:
+        code = re.findall(r"```python\n(.*?)```", Path("docs/training.md").read_text(), re.DOTALL)
+        latents = torch.arange(4.0 * CHANNELS * 6).reshape(1, 4, CHANNELS, 6)
+        known: dict[str, Any] = {
+            **{"torch": torch, "Path": Path, "latents": latents},
+            **{"load_checkpoint": load_checkpoint, "noise_for": noise_for},
+            "sample": partial(sample, config=SamplingConfig(steps=3)),
+        }
+        exec(code[0].replace("RUN/", f"{straight}/"), known)
+        torch.testing.assert_close(known["made"][:, :2], latents[:, :2])
+        assert not torch.isclose(known["made"][:, 2:], latents[:, 2:]).any()
+        assert known["made"].isfinite().all()
 
     def test_as_many_names_as_tracks(self, straight: Path, tmp_path: Path) -> None:
         raw = json.loads((straight / "checkpoint/config.json").read_text()) | {"tracks": ["bass"]}
@@ -434,6 +439,13 @@ class TestRefused:
         with pytest.raises(ShardError, match=r"b: no window has 'piano' as a source; sources are bass, drums; "):
             open_data(config, [(plain, None)])
 
-    def test_damaged_sources(self, tmp_path: Path) -> None:
+    def test_windows_shorter_than_the_crop(self, tmp_path: Path) -> None:
         with pytest.raises(ShardError, match="toy-0000 has 80 frames, fewer than the crop of 81"):
             stem_set(write_stems(tmp_path / "a", {"train": 1}), 81)
+
+    def test_damaged_json(self, tmp_path: Path) -> None:
+        folder = write_stems(tmp_path / "a", {"train": 1})
+        stems, shard = stem_set(folder), next((folder / "shards").glob("*.tar"))
+        shard.write_bytes(shard.read_bytes().replace(b"source_instruments", b"source_instrumentz"))
+        with pytest.raises(ShardError, match=r"\.tar: sample toy-0000 is damaged .*; verify the shards"):
+            stems.drawn(np.array([0]), np.zeros((1, stems.levels)), 0.0)
