@@ -115,9 +115,13 @@ def _beside_reference(root: Path, songs: Path, plan: Path) -> Iterator[Result]:
 
 
 def _difference(songs: Path, plan: Path, theirs: Path, ours: Path) -> float:
-    """Largest relative distance between a row of a sample and the same frames of the reference."""
+    """Largest relative distance between a row of a sample and the same frames of the reference.
+
+    Away from the song's ends: there encode hears silence, and the reference what its layers pad with.
+    """
     by_id, sources = {song.song_id: song for song in read_songs(songs)}, planned_sources(plan)
     reader, worst = ShardReader(ours), 0.0
+    end = -(-int(reader.card.codec["spec"]["context"]) // int(reader.card.codec["spec"]["hop"]))
     for row in reader.rows:
         sample, song = reader.read(row), by_id[row.song_id]
         files = {stems: name for name, stems in signals(song, sources[song.song_id]).items()}
@@ -128,8 +132,9 @@ def _difference(songs: Path, plan: Path, theirs: Path, ours: Path) -> float:
                 rows.append((files[frozenset(part[side])], place))
         for name, place in rows:
             whole = np.load(folder_of(song, theirs) / f"{name}.latents.npy")
-            inside = whole[:, start : start + sample.latents.shape[-1]]
-            found = sample.latents[place][:, : inside.shape[-1]].astype(np.float32)
+            first, last = max(start, end), min(start + sample.latents.shape[-1], whole.shape[-1] - end)
+            inside = whole[:, first:last]
+            found = sample.latents[place][:, first - start : last - start].astype(np.float32)
             worst = max(worst, float(np.linalg.norm(found - inside) / np.linalg.norm(inside)))
     return worst
 

@@ -23,9 +23,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return write_folders(root), root
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def on_ray() -> Iterator[RunnerConfig]:
-    """Configuration of a runner on a Ray cluster of two CPUs, started once for all tests."""
+    """Configuration of a runner on a Ray cluster of two CPUs; gone by the next module, which may want another."""
     import ray
 
     # Workers import the classes of tests.support by name.

@@ -38,7 +38,6 @@ FREE = frozenset(
         *("steps", "device", "parallel", "accumulate", "compile", "recompute", "patience"),
         *("save_every", "keep_last", "validate_every", "log_every", "listen_every", "tensorboard", "wandb", "codec"),
         *("stream.workers", "stream.cache", "stream.cache_gb"),
-        *("stream.workers", "stream.cache", "stream.cache_gb"),
     }
 )
 """What a resumed run may change: how long, where, in how many parts, and what it tells; the others decide the curve."""

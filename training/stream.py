@@ -21,6 +21,7 @@ from manifests.errors import ConfigError
 from manifests.shards import TRACKS
 from training.ahead import load_ahead
 from training.blend import blend
+from training.conditions import training_conditions
 from training.order import Order, epoch_order
 from training.randomness import Purpose, generator, uniforms
 from training.shard_cache import ShardCache
@@ -139,8 +140,9 @@ class Stream:
             ConfigError: there is no data set, weights make no blend, the data sets were encoded differently, or a batch
                 cannot be divided among the processes.
         """
-        if len({(s.card.encoder, s.card.prompt_template) for s in sets}) > 1:
-            raise ConfigError("the data sets were made with different codecs, embedders or prompts; encode them alike")
+        for other in sets[1:]:
+            if difference := _difference(sets[0], other):
+                raise ConfigError(f"{sets[0].data} and {other.data} {difference}; encode them alike")
         if not 0 <= rank < world or config.batch % world:
             raise ConfigError(f"batch {config.batch} cannot be divided among {world} processes (this is {rank})")
         self.shares = blend([s.hours for s in sets], weights or [None] * len(sets), config.temperature)
@@ -215,6 +217,20 @@ class Stream:
             tuple(range(plan.first, plan.first + size)),
             plan.state,
         )
+
+
+def _difference(one: ShardSet, other: ShardSet) -> str | None:
+    """Why latents or embeddings of two data sets do not go together; None where they do."""
+    for part in ("codec", "embedder"):
+        identities = [getattr(shards.card, part)["identity"][:12] for shards in (one, other)]
+        if identities[0] != identities[1]:
+            return f"were made with different {part}s ({identities[0]}, {identities[1]})"
+    templates = one.card.prompt_template, other.card.prompt_template
+    if templates[0] != templates[1]:
+        return f"have prompts of different templates ({templates[0]!r}, {templates[1]!r})"
+    if one.card.encoder != other.card.encoder:
+        return f"were encoded with different options ({one.card.encoder[:12]}, {other.card.encoder[:12]})"
+    return None
 
 
 def _placed(parts: Sequence[npt.NDArray[T]], order: Rows) -> npt.NDArray[T]:

@@ -1,6 +1,5 @@
 """The diffusion process: how latents are noised, per-track timesteps and the training objective."""
 
-from mgeldm.diffusion.conditions import training_conditions
 from mgeldm.diffusion.objective import track_losses, v_loss
 from mgeldm.diffusion.schedule import PROCESSES, RECTIFIED_FLOW, TAU_MIN, Objective, Process, V
 from mgeldm.diffusion.timesteps import SubsetPatterns, TimestepPatterns
@@ -15,6 +14,5 @@ __all__ = [
     "TimestepPatterns",
     "V",
     "track_losses",
-    "training_conditions",
     "v_loss",
 ]

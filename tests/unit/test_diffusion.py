@@ -15,7 +15,6 @@ from mgeldm.diffusion import (
     TimestepPatterns,
     V,
     track_losses,
-    training_conditions,
     v_loss,
 )
 
@@ -279,33 +278,3 @@ def test_three_tracks_with_up_to_one_given_are_the_papers() -> None:
 def test_wrong_subsets_are_refused(weights: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="timestep pattern weights"):
         SubsetPatterns(tracks=4, weights=weights)
-
-
-def _conditions(dropout: float, count: int, seed: int = 0) -> np.ndarray:
-    """Conditions of many examples; words are e0, sounds of the tracks e1, e2, e3."""
-    rng, sounds = np.random.default_rng(seed), np.eye(4, dtype=np.float32)[1:]
-    words = np.tile(np.eye(4, dtype=np.float32)[0], (count, 1))
-    return training_conditions(np.tile(sounds, (count, 1, 1)), words, 2, dropout, rng.random((count, 4)))
-
-
-def test_words_and_sound_are_mixed_evenly_for_one_track() -> None:
-    found = _conditions(0.0, 5000)
-    assert (found[:, :2] == np.eye(4)[1:3]).all()
-    np.testing.assert_allclose(found[:, 2, 0] + found[:, 2, 3], 1, atol=1e-6)
-    assert stats.kstest(found[:, 2, 0], stats.uniform.cdf).pvalue > 0.001
-
-
-def test_conditions_are_dropped_track_by_track() -> None:
-    dropped = (_conditions(0.4, 8000) == 0).all(axis=2)
-    kinds, found = np.unique(dropped @ np.array([1, 2, 4]), return_counts=True)
-    assert kinds.tolist() == list(range(8))
-    expected = [8000 * 0.4 ** bin(kind).count("1") * 0.6 ** (3 - bin(kind).count("1")) for kind in kinds.tolist()]
-    assert stats.chisquare(found, expected).pvalue > 0.001
-    assert not (_conditions(0.0, 100) == 0).all(axis=2).any()
-    assert (_conditions(1.0, 100) == 0).all()
-
-
-def test_sounds_are_not_written_to() -> None:
-    sounds = np.ones((1, 3, 4), np.float32)
-    training_conditions(sounds, np.zeros((1, 4), np.float32), 2, 1.0, np.zeros((1, 4)))
-    assert (sounds == 1).all()
