@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from manifests.errors import ShardError
 from manifests.shards import TRACKS, DatasetCard, npy_header, read_card, read_index_table, read_prompts
-from mgeldm.diffusion.conditions import training_conditions
+from training.conditions import training_conditions
 from training.shard_bytes import ShardBytes
 from training.shard_cache import ShardCache
 

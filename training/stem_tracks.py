@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from manifests.errors import ShardError
-from mgeldm.diffusion.conditions import training_conditions
+from training.conditions import training_conditions
 from training.shard_cache import ShardCache
 from training.shard_set import Drawn, Rows, ShardSet
 

@@ -21,7 +21,6 @@ from manifests.errors import ConfigError
 from manifests.shards import TRACKS
 from training.ahead import load_ahead
 from training.blend import blend
-from training.conditions import training_conditions
 from training.order import Order, epoch_order
 from training.randomness import Purpose, generator, uniforms
 from training.shard_cache import ShardCache

@@ -348,7 +348,9 @@ class TestCheckpoint:
         assert "\n" not in str(caught.value)
 
     def test_it_can_be_sampled_from_as_the_documentation_says(self, straight: Path) -> None:
-        code = re.findall(r"```python\n(.*?)```", Path("docs/training.md").read_text(), re.DOTALL)
+        code = re.findall(
+            r"```python\n(.*?)```", (Path(__file__).parents[2] / "docs" / "training.md").read_text(), re.DOTALL
+        )
         latents = torch.arange(4.0 * CHANNELS * 6).reshape(1, 4, CHANNELS, 6)
         known: dict[str, Any] = {
             **{"torch": torch, "Path": Path, "latents": latents},
