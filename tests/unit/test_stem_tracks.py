@@ -441,6 +441,10 @@ class TestRefused:
         with pytest.raises(ShardError, match=r"b: no window has 'piano' as a source; sources are bass, drums; "):
             open_data(config, [(plain, None)])
 
+    def test_no_such_subset(self, data: Path) -> None:
+        with pytest.raises(ShardError, match=r"no sample of subset 'test'; it has .*'train': 24"):
+            StemSet(data, "test", 40, STEMS)
+
     def test_windows_shorter_than_the_crop(self, tmp_path: Path) -> None:
         with pytest.raises(ShardError, match="toy-0000 has 80 frames, fewer than the crop of 81"):
             stem_set(write_stems(tmp_path / "a", {"train": 1}), 81)
