@@ -84,7 +84,7 @@ def our_step(config: TrainConfig) -> tuple[Callable[[], object], Examples, Joint
     batches = prepared(stream, stream.start(), config, group)
     batch = next(batches)
     batches.close()
-    return lambda: compiled.train_step(batch.examples, batch.count), batch.examples, plain
+    return lambda: compiled.train_step(batch.examples), batch.examples, plain
 
 
 def plain_step(network: JointTransformer, examples: Examples) -> Callable[[], object]:

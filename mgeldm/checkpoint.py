@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from manifests.atomic import atomic_path, canonical_json, write_json
 from manifests.errors import CheckpointError
-from manifests.shards import DatasetCard
+from manifests.shards import TRACKS, DatasetCard
 from mgeldm.codec.base import Codec
 from mgeldm.diffusion.schedule import PROCESSES, Objective
 from mgeldm.embedder.base import Embedder
@@ -48,12 +48,16 @@ class CheckpointConfig:
     """The codec's answer to digital silence, per channel; None where the codec was not known."""
     objective: Objective = "v"
     """What the network predicts."""
+    tracks: tuple[str, ...] = TRACKS
+    """Names of the network's tracks, in order; others than mix, submix and source are stems of fixed instruments."""
     training: dict[str, Any] = field(default_factory=dict)
     """Steps, data sets and recipe."""
 
     def __post_init__(self) -> None:
         if self.objective not in PROCESSES:
             raise ValueError(f"objective {self.objective!r} is none of {', '.join(PROCESSES)}")
+        if len(self.tracks) != self.model.tracks:
+            raise ValueError(f"{len(self.tracks)} names of tracks ({', '.join(self.tracks)}) for {self.model.tracks}")
 
     @classmethod
     def of(
@@ -63,6 +67,7 @@ class CheckpointConfig:
         crop_frames: int,
         training: dict[str, Any],
         objective: Objective = "v",
+        tracks: tuple[str, ...] = TRACKS,
     ) -> "CheckpointConfig":
         """The configuration of a model trained on the data set of ``card``."""
         return cls(
@@ -75,6 +80,7 @@ class CheckpointConfig:
             latent_std=card.latent_std,
             silence_latent=card.silence_latent,
             objective=objective,
+            tracks=tracks,
             training=training,
         )
 
@@ -125,6 +131,7 @@ def load_checkpoint(folder: Path) -> tuple[CheckpointConfig, JointTransformer]:
 def _config(raw: dict[str, Any]) -> CheckpointConfig:
     """Raises KeyError, TypeError, ValueError: something is missing, or is not what it should be."""
     vectors: dict[str, Any] = {name: tuple(raw[name]) for name in ("latent_mean", "latent_std")}
+    vectors["tracks"] = tuple(raw.get("tracks", TRACKS))
     silence = raw["silence_latent"]
     vectors["silence_latent"] = None if silence is None else tuple(silence)
     config = CheckpointConfig(**{**raw, **vectors, "model": JointConfig(**raw["model"])})
@@ -174,6 +181,15 @@ def check_identity(config: CheckpointConfig, kind: str, part: Codec | Embedder, 
         raise CheckpointError(
             f"the model was trained with {kind} {expected['identity'][:12]}, but {kind} {name!r} is "
             f"{part.identity[:12]}; give the right one with --{kind} FOLDER"
+        )
+
+
+def check_tracks(folder: Path, config: CheckpointConfig) -> None:
+    """Refuse a model that has other tracks than mix, submix and source. Raises CheckpointError."""
+    if config.tracks != TRACKS:
+        raise CheckpointError(
+            f"{folder}: a model of the stems {', '.join(config.tracks)}, not of {', '.join(TRACKS)}; generate, impute, "
+            "extract and accompany are not for it; sample its stems with mgeldm.sampling.sample (docs/training.md)"
         )
 
 

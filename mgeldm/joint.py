@@ -11,7 +11,7 @@ import torch
 
 from manifests.errors import AudioError, PromptError
 from mgeldm import audio
-from mgeldm.checkpoint import CheckpointConfig, check_identity, load_checkpoint, part_of
+from mgeldm.checkpoint import CheckpointConfig, check_identity, check_tracks, load_checkpoint, part_of
 from mgeldm.codec import Codec, load_codec
 from mgeldm.codec.long import silence_latent
 from mgeldm.devices import choose_device
@@ -69,12 +69,14 @@ class MGELDM:
             device: auto, cpu, cuda or cuda:N.
 
         Raises:
-            CheckpointError: it is no whole checkpoint, or was trained with another codec or embedder.
+            CheckpointError: it is no whole checkpoint, was trained with another codec or embedder, or has other tracks
+                than mix, submix and source.
             ConfigError: there is no such device.
         """
         target = choose_device(device)
         folder = model_folder(name)
         config, network = load_checkpoint(folder)
+        check_tracks(folder, config)
         parts = {"codec": part_of(folder, "codec", str(codec)), "embedder": part_of(folder, "embedder", str(embedder))}
         found_codec, found_embedder = load_codec(parts["codec"]), load_embedder(parts["embedder"])
         check_identity(config, "codec", found_codec, parts["codec"])

@@ -10,12 +10,12 @@ import yaml
 
 from manifests.errors import ConfigError
 from manifests.shards import TRACKS
-from mgeldm.diffusion.schedule import Objective
-from mgeldm.diffusion.timesteps import TimestepPatterns
+from mgeldm.diffusion.schedule import TAU_MIN, Objective
+from mgeldm.diffusion.timesteps import SubsetPatterns, TimestepPatterns
 from mgeldm.model.config import PRESETS, JointConfig
 from training.parallel import Parallel
 from training.schedules import Schedule
-from training.stream import StreamConfig
+from training.stream import ShardSet, StreamConfig
 
 RECIPES = Path(__file__).with_name("recipes")
 
@@ -32,6 +32,16 @@ class ModelSize:
     """Attention heads."""
     norm: Literal["group", "layer"] | None = None
     """"group" (the paper) or "layer"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stems:
+    """Fixed instruments as the tracks, in place of mix, submix and source."""
+
+    instruments: tuple[str, ...] = ()
+    """The tracks: the source of a window's split that has this instrument alone as its source; (): no stems."""
+    given: tuple[float, ...] = (1.0,)
+    """Weights of none, any one, any two, ... of the tracks being given; (1,) is one timestep for all tracks."""
 
 
 # Without slots, like the other configurations with nested ones: jsonargparse reads the defaults of those from __dict__.
@@ -100,6 +110,7 @@ class TrainConfig:
     """Codec folder or hub id that makes samples audible, if not the one shipped."""
     stream: StreamConfig = field(default_factory=StreamConfig)
     patterns: TimestepPatterns = field(default_factory=TimestepPatterns)
+    stems: Stems = field(default_factory=Stems)
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
@@ -123,6 +134,7 @@ class TrainConfig:
             )
         if self.listen_every and (not self.tensorboard or self.parallel == "fsdp"):
             raise ConfigError(f"listen_every {self.listen_every} needs tensorboard, and parallel ddp")
+        self._check_stems()
         self._check_present()
 
     def _check_present(self) -> None:
@@ -134,13 +146,54 @@ class TrainConfig:
         if not self.patterns.all and len(self.present) == 1:
             raise ConfigError(f"patterns.all must be above 0, since only {self.present[0]!r} is present")
 
+    def _check_stems(self) -> None:
+        instruments, given = list(self.stems.instruments), list(self.stems.given)
+        if not instruments:
+            if self.stems != Stems():
+                raise ConfigError(f"stems.given {given}: name the tracks, stems.instruments")
+            return
+        if len(set(instruments)) < len(instruments):
+            raise ConfigError(f"stems.instruments {instruments}: name each instrument once")
+        if self.present != TRACKS:
+            raise ConfigError(
+                f"stems.instruments {instruments} and present {list(self.present)}: choose one; which stems are "
+                "present is told by each window"
+            )
+        if replace(self.patterns, tau_min=TAU_MIN) != TimestepPatterns():
+            raise ConfigError("patterns are those of mix, submix and source; with stems.instruments use stems.given")
+        if self.listen_every:
+            raise ConfigError(
+                f"listen_every {self.listen_every} lets mix, submix and source be heard; with stems it must be 0"
+            )
+        try:
+            _ = self.timesteps
+        except ValueError as error:
+            raise ConfigError(f"stems.given: {error}") from None
+
+    @property
+    def tracks(self) -> tuple[str, ...]:
+        """Names of the network's tracks, in order."""
+        return self.stems.instruments or TRACKS
+
+    @property
+    def timesteps(self) -> TimestepPatterns | SubsetPatterns:
+        """Which tracks are given in training, and how much the others are noised."""
+        if not self.stems.instruments:
+            return self.patterns
+        return SubsetPatterns(tracks=len(self.tracks), weights=self.stems.given, tau_min=self.patterns.tau_min)
+
+    def open(self, data: Path | str, subset: str) -> ShardSet:
+        """A subset of a data set as these tracks. Raises ManifestError and ShardError."""
+        return self.stream.open(data, subset, present=self.present, stems=self.stems.instruments)
+
     def network(self, latent_channels: int, embedding_dim: int) -> JointConfig:
         """The network's configuration for a data set. Raises ConfigError when the sizes make no network."""
-        changes = {key: value for key, value in asdict(self.model).items() if value is not None}
+        preset, tracks = PRESETS[self.preset], len(self.tracks)
+        # Each track adds its width and its heads.
+        sizes: dict[str, Any] = {"tracks": tracks, "heads": max(1, preset.heads * tracks // preset.tracks)}
+        sizes |= {key: value for key, value in asdict(self.model).items() if value is not None}
         try:
-            return replace(
-                PRESETS[self.preset], latent_channels=latent_channels, embedding_dim=embedding_dim, **changes
-            )
+            return replace(preset, latent_channels=latent_channels, embedding_dim=embedding_dim, **sizes)
         except ValueError as error:
             raise ConfigError(str(error)) from None
 

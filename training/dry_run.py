@@ -21,6 +21,7 @@ from training.config import TrainConfig
 from training.loop import Data, open_data, prepared
 from training.parallel import Workers
 from training.run import Run
+from training.stem_tracks import windows_by_instrument
 
 Calibrate = Literal["auto", "always", "never"]
 STEPS = 20
@@ -59,6 +60,7 @@ def dry_run(config: TrainConfig, data: Data, *, calibrate: Calibrate = "auto", p
     crop_hours = config.stream.crop_frames / card.frames_per_second / 3600
     samples = {str(path): len(s) for (path, _), s in zip(data, sets, strict=True)}
     corpora = sum((Counter(s.corpora) for s in sets), Counter())
+    stems = windows_by_instrument(sets, config.stems.instruments)
     shown: dict[str, Any] = {
         "parameters": parameters,
         "steps": config.steps,
@@ -71,6 +73,7 @@ def dry_run(config: TrainConfig, data: Data, *, calibrate: Calibrate = "auto", p
         "flops_a_step": flops,
         "samples": samples,
         "corpora": dict(sorted(corpora.items())),
+        **({"stems": stems} if stems else {}),
         "epochs": {
             str(path): round(seen * float(part) / len(s), 3)
             for (path, _), s, part in zip(data, sets, stream.shares, strict=True)
@@ -132,7 +135,7 @@ def seconds_a_step(config: TrainConfig, data: Data) -> float:
                 if number == _WARM:
                     begin = time.perf_counter()
                 batch = next(batches)
-                run.train_step(batch.examples, batch.count)
+                run.train_step(batch.examples)
             return (time.perf_counter() - begin) / STEPS
         finally:
             batches.close()

@@ -23,6 +23,7 @@ from training.preemption import Preemption
 from training.randomness import Purpose
 from training.run import Run
 from training.run_files import METRICS_FILE, Metrics
+from training.stem_tracks import windows_by_instrument
 from training.stream import Batch, ShardSet, Stream, StreamState
 from training.trackers import Trackers
 from training.validation import Validation
@@ -61,8 +62,6 @@ class Prepared:
     """A batch that is ready for the network."""
 
     examples: Examples
-    count: int
-    """Tracks that count in the loss, over the batches of all processes."""
     state: StreamState
 
 
@@ -102,7 +101,7 @@ def train(
             while run.step < config.steps and not run.stopping:
                 with waited.apart():
                     batch = next(batches)
-                figures = run.train_step(batch.examples, batch.count, stop=preemption.asked)
+                figures = run.train_step(batch.examples, stop=preemption.asked)
                 losses.append(figures["loss"])
                 if after_step:
                     after_step(run)
@@ -145,7 +144,8 @@ def open_data(config: TrainConfig, data: Data, group: Workers | None = None) -> 
     """The train subsets of data set folders and the stream that blends them. Raises ShardError and ConfigError."""
     rank, world = (group.rank, group.world) if group else (0, 1)
     config.share(world)
-    sets = [config.stream.open(path, "train") for path, _ in data]
+    sets = [config.open(path, "train") for path, _ in data]
+    windows_by_instrument(sets, config.stems.instruments)  # refuses those that none has
     return sets, Stream(sets, [weight for _, weight in data], config.stream, rank, world)
 
 
@@ -153,19 +153,15 @@ def prepared(
     stream: Stream, position: StreamState, config: TrainConfig, group: Workers
 ) -> Generator[Prepared, None, None]:
     """Batches of this process with their noise, on its device; a thread makes them ahead until this is closed."""
-    noising = Noising(seed=config.seed, purpose=Purpose.NOISE, patterns=config.patterns, present=config.present)
+    noising = Noising(seed=config.seed, purpose=Purpose.NOISE, patterns=config.timesteps)
 
     def prepare(batch: Batch) -> Prepared:
-        examples = noising.examples(batch.latents, batch.embeddings, batch.elements)
-        if group.world > 1:
-            count = noising.count(range(batch.state.drawn - config.stream.batch, batch.state.drawn))
-        else:
-            count = int(examples.counted.sum())
-        return Prepared(examples.pinned() if group.device.type == "cuda" else examples, count, batch.state)
+        examples = noising.examples(batch.latents, batch.embeddings, batch.present, batch.elements)
+        return Prepared(examples.pinned() if group.device.type == "cuda" else examples, batch.state)
 
     with closing(stream.batches(position)) as batches, closing(load_ahead(prepare, batches, 2)) as ready:
         for batch in ready:
-            yield Prepared(batch.examples.to(group.device), batch.count, batch.state)
+            yield Prepared(batch.examples.to(group.device), batch.state)
 
 
 class Reports:

@@ -8,16 +8,21 @@ Letters: B examples of this process, K tracks, C latent channels, L latent frame
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from manifests.shards import TRACKS
 from mgeldm.diffusion.schedule import Process
-from mgeldm.diffusion.timesteps import TimestepPatterns
 from training.randomness import Purpose, generator
+
+
+class Patterns(Protocol):
+    """Which tracks are given in an example, and how much the others are noised."""
+
+    def sample(self, batch: int, rng: np.random.Generator) -> Tensor:
+        """Timesteps ``[batch, K]``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +60,13 @@ class Noising:
 
     seed: int
     purpose: Purpose
-    patterns: TimestepPatterns
-    present: Sequence[str] = TRACKS
-    """Tracks that the data has. The others are pure noise, without a condition, and never in the loss."""
+    patterns: Patterns
 
-    def examples(self, latents: Any, embeddings: Any, elements: Sequence[int]) -> Examples:
-        """Noise for ``latents [B, K, C, L]`` and ``embeddings [B, K, D]``, whose places in the stream are given."""
+    def examples(self, latents: Any, embeddings: Any, present: Any, elements: Sequence[int]) -> Examples:
+        """Noise for ``latents [B, K, C, L]`` and ``embeddings [B, K, D]``, whose places in the stream are given.
+
+        A track that is not ``present [B, K]`` is pure noise, without a condition, and not in the loss.
+        """
         shape = latents.shape[1:]
         noise = np.empty(latents.shape, np.float32)
         tau = torch.empty(latents.shape[:2])
@@ -68,25 +74,16 @@ class Noising:
             rng = generator(self.seed, self.purpose, element)
             tau[place] = self.patterns.sample(1, rng)[0]
             noise[place] = rng.standard_normal(shape, dtype=np.float32)
-        there = self._there()
+        there = torch.from_numpy(present)
         tau = torch.where(there, tau, 1.0)
         return Examples(
             # What an absent track holds must not leak, by rounding either.
-            torch.from_numpy(latents) * there[:, None, None],
-            torch.from_numpy(embeddings) * there[:, None],
+            torch.from_numpy(latents) * there[..., None, None],
+            torch.from_numpy(embeddings) * there[..., None],
             torch.from_numpy(noise),
             tau,
             ((tau > 0) & there).float(),
         )
-
-    def count(self, elements: Sequence[int]) -> int:
-        """Tracks of these elements that count in the loss, wherever the elements are."""
-        there = self._there()
-        taus = [self.patterns.sample(1, generator(self.seed, self.purpose, element))[0] for element in elements]
-        return int(sum(((tau > 0) & there).sum().item() for tau in taus))
-
-    def _there(self) -> Tensor:
-        return torch.tensor([track in self.present for track in TRACKS])
 
 
 def noised(examples: Examples, process: Process, mean: Tensor, std: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,6 @@ from torch.utils.checkpoint import checkpoint
 
 from manifests.atomic import content_hash, write_json
 from manifests.errors import CheckpointError
-from manifests.shards import TRACKS
 from mgeldm.checkpoint import CheckpointConfig
 from mgeldm.diffusion.schedule import PROCESSES
 from mgeldm.model import JointTransformer
@@ -85,36 +84,40 @@ class Run:
         ]
         self._checkpoints = Checkpoints(out, config.keep_last)
         self.checkpoint = CheckpointConfig.of(
-            card, model, config.stream.crop_frames, {"recipe": asdict(config), "data": used}, config.objective
+            card,
+            model,
+            config.stream.crop_frames,
+            {"recipe": asdict(config), "data": used},
+            config.objective,
+            config.tracks,
         )
         self._data = _data_identity(sets, shares)
 
-    def train_step(self, examples: Examples, count: int, *, stop: bool = False) -> dict[str, float]:
+    def train_step(self, examples: Examples, *, stop: bool = False) -> dict[str, float]:
         """One optimiser step; returns loss, learning rate, gradient norm and loss of each track, over all processes.
 
-        ``count`` is the number of tracks that count in the loss, over all processes. Where ``stop`` is True in any of
-        them, ``stopping`` becomes True in each. A step that the guard lets not pass leaves the weights as they are and
-        returns the number of those, too.
+        Where ``stop`` is True in any of them, ``stopping`` becomes True in each. A step that the guard lets not pass
+        leaves the weights as they are and returns the number of those, too.
 
         Raises ConfigError when too many steps in a row did not pass.
         """
         self.network.train()
         self.optimizer.zero_grad()
-        process, errors = PROCESSES[self.config.objective], torch.zeros(len(TRACKS), device=self.device)
-        parts = examples.split(self.config.accumulate)
+        process, names = PROCESSES[self.config.objective], self.config.tracks
+        counts = self.group.total(examples.counted.sum(dim=0))
+        # Gradients are the mean over processes; the loss is that over all examples of all of them.
+        scale = self.group.world / counts.sum().clamp(min=1)
+        errors, parts = torch.zeros(len(names), device=self.device), examples.split(self.config.accumulate)
         for number, part in enumerate(parts):
             noisy, target = noised(part, process, self.mean, self.std)
             with accumulating(self._module, number == len(parts) - 1):
                 error = track_errors(self._call(self._module, noisy, part.tau, part.embeddings), target) * part.counted
-                # Gradients are the mean over processes; the loss is that over all examples of all of them.
-                (error.sum() * (self.group.world / max(1, count))).backward()
+                (error.sum() * scale).backward()
             errors += error.detach().sum(dim=0)
         norm = whole(nn.utils.clip_grad_norm_(self.network.parameters(), self.config.clip)).item()
-        sums = torch.cat([errors, examples.counted.sum(dim=0), errors.new_tensor([float(stop)])]).double()
-        *totals, asked = self.group.total(sums).tolist()
-        self.stopping = asked > 0
-        totals, counts = totals[: len(TRACKS)], totals[len(TRACKS) :]
-        loss = sum(totals) / max(1, count)
+        *totals, asked = self.group.total(torch.cat([errors, errors.new_tensor([float(stop)])]).double()).tolist()
+        self.stopping, counted = asked > 0, counts.tolist()
+        loss = sum(totals) / max(1.0, sum(counted))
         rate = self.config.learning_rate * factor(
             self.config.schedule,
             self.step,
@@ -123,8 +126,8 @@ class Run:
             decay_share=self.config.decay_share,
         )
         figures = {"loss": loss, "lr": rate, "norm": norm}
-        # A track that was given in every example of the batch has no loss.
-        figures |= {f"loss_{name}": e / n for name, e, n in zip(TRACKS, totals, counts, strict=True) if n}
+        # A track that was given or absent in every example of the batch has no loss.
+        figures |= {f"loss_{name}": e / n for name, e, n in zip(names, totals, counted, strict=True) if n}
         if self.guard.passes(self.step + 1, loss, norm):
             for group in self.optimizer.param_groups:
                 group["lr"] = rate

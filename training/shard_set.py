@@ -6,8 +6,9 @@ hundred bytes, however large it is.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,12 +17,16 @@ import pyarrow.compute as pc
 
 from manifests.errors import ShardError
 from manifests.shards import TRACKS, DatasetCard, npy_header, read_card, read_index_table, read_prompts
+from training.conditions import training_conditions
 from training.shard_bytes import ShardBytes
 from training.shard_cache import ShardCache
 
 Half = npt.NDArray[np.float16]
 Float = npt.NDArray[np.float32]
+Flags = npt.NDArray[np.bool_]
 Rows = npt.NDArray[np.int64]
+Drawn = tuple[Half, Float, Flags]
+"""Latents ``[B, K, C, L]``, conditions ``[B, K, D]`` and which tracks are there ``[B, K]``."""
 _UNREAD = -1
 _HEADER = 128
 """Length of the header of an ``.npy`` of three dimensions."""
@@ -31,19 +36,23 @@ _SLICE = 1 << 16
 class ShardSet:
     """Random access to examples by row; rows are sorted by key. Safe for threads."""
 
+    levels = 2 + 1 + len(TRACKS)
+    """Numbers that make an example: of split and crop, of text and audio, of dropping each track's condition."""
+
     def __init__(
         self,
         data: Path | str,
         subset: str,
         crop_frames: int,
         *,
+        present: Sequence[str] = TRACKS,
         cache: ShardCache | None = None,
         whole_shards: bool = False,
     ) -> None:
         """Open a subset of a data set folder or URL; what comes from far goes through ``cache``.
 
-        Raises ManifestError, StoreError, and ShardError when the subset is empty or its windows are shorter than the
-        crop.
+        Tracks that are not among ``present`` are said to be absent. Raises ManifestError, StoreError, and ShardError
+        when the subset is empty or its windows are shorter than the crop.
         """
         self.data, self.crop_frames = str(data), crop_frames
         self.card: DatasetCard = read_card(data)
@@ -52,9 +61,10 @@ class ShardSet:
         self.dim = int(self.card.embedder["spec"]["dim"])
         """D of the embeddings."""
         index = read_index_table(data)
-        index = index.filter(pc.equal(index["subset"], subset)).sort_by("key")
+        index = self._usable(index.filter(pc.equal(index["subset"], subset))).sort_by("key")
         if not len(index):
             raise ShardError(f"{data}: no sample of subset {subset!r}; it has {self.card.subsets}")
+        self._present = np.isin(TRACKS, present)
         self._bytes = ShardBytes(data, index, cache, whole_shards)
         self._keys, self._checksums = index["key"].combine_chunks(), index["checksum"].combine_chunks()
         counted = index["corpus"].value_counts().to_pylist()
@@ -102,6 +112,15 @@ class ShardSet:
                 digest.update("\n".join(column.slice(begin, _SLICE).to_pylist()).encode())
         return digest.hexdigest()
 
+    def drawn(self, rows: Rows, levels: npt.NDArray[np.float64], dropout: float) -> Drawn:
+        """One example of each row, complete but for its noise, drawn by ``levels`` ``[B, self.levels]`` in [0, 1).
+
+        Raises as `examples`.
+        """
+        latents, audio, text = self.examples(rows, levels[:, :2])
+        conditions = training_conditions(audio, text, TRACKS.index("source"), dropout, levels[:, 2:])
+        return latents, conditions, np.tile(self._present, (len(rows), 1))
+
     def examples(self, rows: Rows, levels: npt.NDArray[np.float64]) -> tuple[Half, Half, Float]:
         """One example of each row, drawn by ``levels`` ``[B, 2]`` in [0, 1): of its splits, and of its crops.
 
@@ -132,9 +151,23 @@ class ShardSet:
                 raise
             # Damaged bytes make the parsers of JSON and of npy headers raise almost anything.
             except Exception as error:
-                raise ShardError(
-                    f"{self._bytes.place(row)}: sample {self._key(row)} is damaged ({error!r}); verify the shards"
-                ) from error
+                raise self._damaged(row, error) from error
+        self._check_finite(rows, latents, audio)
+        return latents, audio, self._prompts[texts]
+
+    def embedding_hop(self, start: int, hops: int) -> int:
+        """The embedding whose window lies best in the middle of a crop: the embedding moves with the crop."""
+        return max(0, min(round(self._first_hop + start * self._hops_per_frame), hops - 1))
+
+    def _usable(self, index: pa.Table) -> pa.Table:
+        """The rows of a subset's index that make examples."""
+        return index
+
+    def _damaged(self, row: int, error: Exception) -> ShardError:
+        place, key = self._bytes.place(row), self._key(row)
+        return ShardError(f"{place}: sample {key} is damaged ({error!r}); verify the shards")
+
+    def _check_finite(self, rows: Rows, latents: Half, audio: Half) -> None:
         for name, array in (("latents", latents), ("embeddings", audio)):
             if not _finite(array):
                 row = int(rows[[not _finite(one) for one in array].index(True)])
@@ -142,11 +175,6 @@ class ShardSet:
                     f"{self._bytes.place(row)}: sample {self._key(row)}: {name} hold NaN or infinite values; "
                     "verify the shards"
                 )
-        return latents, audio, self._prompts[texts]
-
-    def embedding_hop(self, start: int, hops: int) -> int:
-        """The embedding whose window lies best in the middle of a crop: the embedding moves with the crop."""
-        return max(0, min(round(self._first_hop + start * self._hops_per_frame), hops - 1))
 
     def _array(self, content: bytes, row: int, member: int) -> Half:
         begin = int(self._begins[row, member])
@@ -174,12 +202,16 @@ class ShardSet:
         place = self._first_split[row] + split
         number = self._texts[place]
         if number == _UNREAD:
-            begin = int(self._begins[row, 2])
-            meta = json.loads(content[begin : begin + int(self._json_sizes[row])])
-            for other, entry in enumerate(meta["splits"]):
+            for other, entry in enumerate(self._described(content, row)):
                 self._texts[self._first_split[row] + other] = self._number(entry["source_text"], row)
             number = self._texts[place]
         return int(number)
+
+    def _described(self, content: bytes, row: int) -> list[dict[str, Any]]:
+        """What the sample's json says of its splits."""
+        begin = int(self._begins[row, 2])
+        splits: list[dict[str, Any]] = json.loads(content[begin : begin + int(self._json_sizes[row])])["splits"]
+        return splits
 
     def _number(self, text: str, row: int) -> int:
         try:

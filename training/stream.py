@@ -21,18 +21,15 @@ from manifests.errors import ConfigError
 from manifests.shards import TRACKS
 from training.ahead import load_ahead
 from training.blend import blend
-from training.conditions import training_conditions
 from training.order import Order, epoch_order
 from training.randomness import Purpose, generator, uniforms
 from training.shard_cache import ShardCache
-from training.shard_set import Float, Half, Rows, ShardSet
+from training.shard_set import Flags, Float, Half, Rows, ShardSet
+from training.stem_tracks import StemSet
 
 T = TypeVar("T", bound=np.generic)
 
-__all__ = ["LEVELS", "Batch", "Float", "ShardSet", "Stream", "StreamConfig", "StreamState", "blend", "conditions"]
-
-LEVELS = 2 + 1 + len(TRACKS)
-"""Numbers that make an example: of split and crop, of text and audio, of dropping each track's condition."""
+__all__ = ["Batch", "Float", "ShardSet", "Stream", "StreamConfig", "StreamState", "blend"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +69,17 @@ class StreamConfig:
         if self.buffer_shards < 1 or self.workers < 1:
             raise ConfigError(f"buffer_shards {self.buffer_shards} and workers {self.workers} must be at least 1")
 
-    def open(self, data: Path | str, subset: str) -> ShardSet:
-        """A subset of a data set, as this stream reads it. Raises as `ShardSet`."""
-        cache = ShardCache(self.cache, int(self.cache_gb * 1e9)) if self.cache else None
-        return ShardSet(data, subset, self.crop_frames, cache=cache, whole_shards=self.order == "shards")
+    def open(
+        self, data: Path | str, subset: str, *, present: Sequence[str] = TRACKS, stems: Sequence[str] = ()
+    ) -> ShardSet:
+        """A subset of a data set, as this stream reads it: with the tracks ``present``, or ``stems`` as its tracks.
+
+        Raises as `ShardSet` and `StemSet`.
+        """
+        cache, whole = ShardCache(self.cache, int(self.cache_gb * 1e9)) if self.cache else None, self.order == "shards"
+        if stems:
+            return StemSet(data, subset, self.crop_frames, stems, cache=cache, whole_shards=whole)
+        return ShardSet(data, subset, self.crop_frames, present=present, cache=cache, whole_shards=whole)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,9 +97,11 @@ class Batch:
     """Examples of this process and the state after the batch of all."""
 
     latents: Half
-    """``[B, 3, C, L]``, as stored (not normalised)."""
+    """``[B, K, C, L]``, as stored (not normalised)."""
     embeddings: Float
-    """``[B, 3, D]``: audio for mix and submix, a mixture of text and audio for the source; dropped ones are zeros."""
+    """``[B, K, D]``: audio for mix and submix, a mixture of text and audio for a source; dropped ones are zeros."""
+    present: Flags
+    """``[B, K]``: which tracks are there."""
     keys: tuple[str, ...]
     """Window ids."""
     elements: tuple[int, ...]
@@ -193,22 +199,23 @@ class Stream:
 
     def _load(self, plan: _Plan) -> Batch:
         size = len(plan.rows)
-        levels = uniforms(self._config.seed, Purpose.EXAMPLE, first=plan.first, count=size, width=LEVELS)
+        seed, dropout, width = self._config.seed, self._config.condition_dropout, self._sets[0].levels
+        levels = uniforms(seed, Purpose.EXAMPLE, first=plan.first, count=size, width=width)
         parts, keys = [], np.empty(size, object)
         order = np.argsort(plan.sets, kind="stable")
         for number in np.unique(plan.sets):
             here, shards = order[plan.sets[order] == number], self._sets[number]
-            parts.append(shards.examples(plan.rows[here], levels[here, :2]))
+            parts.append(shards.drawn(plan.rows[here], levels[here], dropout))
             keys[here] = shards.keys(plan.rows[here])
-        latents, audio, text = zip(*parts, strict=True)
-        embeddings = conditions(_placed(audio, order), _placed(text, order), self._config.condition_dropout, levels)
-        elements = tuple(range(plan.first, plan.first + size))
-        return Batch(_placed(latents, order), embeddings, tuple(keys.tolist()), elements, plan.state)
-
-
-def conditions(audio: Half, text: Float, dropout: float, levels: npt.NDArray[np.float64]) -> Float:
-    """Embeddings ``[B, 3, D]`` of examples, mixed and dropped by their ``levels`` ``[B, LEVELS]``."""
-    return training_conditions(audio, text, TRACKS.index("source"), dropout, levels[:, 2:])
+        latents, embeddings, present = zip(*parts, strict=True)
+        return Batch(
+            _placed(latents, order),
+            _placed(embeddings, order),
+            _placed(present, order),
+            tuple(keys.tolist()),
+            tuple(range(plan.first, plan.first + size)),
+            plan.state,
+        )
 
 
 def _difference(one: ShardSet, other: ShardSet) -> str | None:

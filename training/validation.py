@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from manifests.shards import TRACKS
 from mgeldm.diffusion.schedule import PROCESSES
-from mgeldm.diffusion.timesteps import TimestepPatterns
+from mgeldm.diffusion.timesteps import SubsetPatterns, TimestepPatterns
 from training.config import TrainConfig
-from training.noising import Examples, Noising, noised, track_errors
+from training.noising import Examples, Noising, Patterns, noised, track_errors
 from training.parallel import Workers
 from training.randomness import Purpose, uniforms
-from training.stream import LEVELS, ShardSet, conditions
+from training.stream import ShardSet
 
 SUBSET = "validation"
 LARGEST = 64
@@ -48,7 +47,7 @@ class Validation:
 
         No condition is dropped, so that runs with more and with less dropout can be compared.
         """
-        self._mean, self._std, self._workers = mean, std, workers
+        self._mean, self._std, self._workers, self._tracks = mean, std, workers, config.tracks
         self._batch, self._process = max(1, config.stream.batch // workers.world), PROCESSES[config.objective]
         seed = config.stream.seed
         chosen = [
@@ -62,21 +61,15 @@ class Validation:
         for number in mine:
             place, row = chosen[number % len(chosen)]
             shards = sets[place]
-            levels = uniforms(seed, Purpose.VALIDATION_EXAMPLE, place, first=row, count=1, width=LEVELS)
-            latents, audio, text = shards.examples(np.array([row]), levels[:, :2])
-            examples.append((latents, conditions(audio, text, 0.0, levels)))
-        latents, embeddings = (np.concatenate(part) for part in zip(*examples, strict=True))
+            levels = uniforms(seed, Purpose.VALIDATION_EXAMPLE, place, first=row, count=1, width=shards.levels)
+            examples.append(shards.drawn(np.array([row]), levels, 0.0))
+        latents, embeddings, present = (np.concatenate(part) for part in zip(*examples, strict=True))
         real = torch.tensor([float(number < len(chosen)) for number in mine])[:, None]
         self.tasks: dict[str, Examples] = {}
-        for task, (name, patterns) in enumerate(PATTERNS.items()):
-            if GIVEN[name] is not None and GIVEN[name] not in config.present:
-                continue
-            noising = Noising(
-                seed=config.seed, purpose=Purpose.VALIDATION_NOISE, patterns=patterns, present=config.present
-            )
-            made = noising.examples(latents, embeddings, [4 * number + task for number in mine])
-            if made.counted.any():
-                self.tasks[name] = replace(made, counted=made.counted * real).to(workers.device)
+        for name, (task, patterns) in _tasks(config).items():
+            noising = Noising(seed=config.seed, purpose=Purpose.VALIDATION_NOISE, patterns=patterns)
+            made = noising.examples(latents, embeddings, present, [len(PATTERNS) * number + task for number in mine])
+            self.tasks[name] = replace(made, counted=made.counted * real).to(workers.device)
 
     @classmethod
     def of(
@@ -90,7 +83,7 @@ class Validation:
     ) -> Self | None:
         """Over the data set folders that have a validation subset; None when there is none. Raises ShardError."""
         found = [
-            config.stream.open(path, SUBSET)
+            config.open(path, SUBSET)
             for path, shards in zip(data, trained, strict=True)
             if shards.card.subsets.get(SUBSET)
         ]
@@ -99,7 +92,7 @@ class Validation:
     @torch.no_grad()
     def __call__(self, network: Network) -> dict[str, float]:
         """``val_loss`` (mean over the tasks), and ``val_loss_`` of each task, track and bin of noise levels."""
-        shape = len(self.tasks), len(TRACKS), len(BINS)
+        shape = len(self.tasks), len(self._tracks), len(BINS)
         errors, counts = (torch.zeros(shape, device=self._workers.device, dtype=torch.float64) for _ in range(2))
         for task, examples in enumerate(self.tasks.values()):
             for part in examples.split(-(-len(examples.tau) // self._batch)):
@@ -112,9 +105,27 @@ class Validation:
                     errors[task, :, number] += torch.where(here > 0, error, 0.0).sum(dim=0)
                     counts[task, :, number] += here.sum(dim=0)
         errors, counts = self._workers.total(torch.stack([errors, counts])).cpu()
-        figures = {name: (errors[task].sum() / counts[task].sum()).item() for task, name in enumerate(self.tasks)}
-        parts = {name: (errors[:, n], counts[:, n]) for n, name in enumerate(TRACKS)}
+        tasks = {name: (errors[n], counts[n]) for n, name in enumerate(self.tasks)}
+        parts = {name: (errors[:, n], counts[:, n]) for n, name in enumerate(self._tracks)}
         parts |= {f"from_{name}": (errors[..., n], counts[..., n]) for n, name in enumerate(BINS)}
-        mean = float(np.mean(list(figures.values())))
-        figures |= {name: (error.sum() / count.sum()).item() for name, (error, count) in parts.items() if count.any()}
+        figures = {
+            name: (error.sum() / count.sum()).item() for name, (error, count) in (tasks | parts).items() if count.any()
+        }
+        mean = float(np.mean([value for name, value in figures.items() if name in tasks]))
         return {"val_loss": mean} | {f"val_loss_{name}": value for name, value in figures.items()}
+
+
+def _tasks(config: TrainConfig) -> dict[str, tuple[int, Patterns]]:
+    """The ways in which a model of these tracks is used: a number for each, and which tracks are given."""
+    if stems := len(config.stems.instruments):
+        weights = {"generate": (1.0,), "impute": (0.0, *[1.0] * (stems - 1))}
+        return {
+            name: (task, SubsetPatterns(tracks=stems, weights=given))
+            for task, (name, given) in enumerate(weights.items())
+            if any(given)
+        }
+    return {
+        name: (task, patterns)
+        for task, (name, patterns) in enumerate(PATTERNS.items())
+        if GIVEN[name] is None or (GIVEN[name] in config.present and len(config.present) > 1)
+    }

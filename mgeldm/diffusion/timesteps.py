@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import combinations
 
 import numpy as np
@@ -105,12 +106,20 @@ class SubsetPatterns:
 
     def sample(self, batch: int, rng: np.random.Generator) -> Tensor:
         """Timesteps `[B, K]` of a batch; see `draw_timesteps`."""
-        patterns, weights = [], []
-        for count, weight in enumerate(self.weights):
-            for chosen in combinations(range(self.tracks), count):
-                patterns.append(np.isin(np.arange(self.tracks), chosen))
-                weights.append(weight / math.comb(self.tracks, count))
-        return draw_timesteps(np.stack(patterns), weights, self.tau_min, batch, rng)
+        given, weights = _subsets(self.tracks, tuple(self.weights))
+        return draw_timesteps(given, weights, self.tau_min, batch, rng)
+
+
+@cache
+def _subsets(tracks: int, weights: tuple[float, ...]) -> tuple[npt.NDArray[np.bool_], Weights]:
+    """All patterns of `SubsetPatterns` ``[P, K]`` and the weight of each."""
+    subsets = [
+        (chosen, weight / math.comb(tracks, count))
+        for count, weight in enumerate(weights)
+        for chosen in combinations(range(tracks), count)
+    ]
+    given = np.stack([np.isin(np.arange(tracks), chosen) for chosen, _ in subsets])
+    return given, [weight for _, weight in subsets]
 
 
 def _check(weights: Weights, names: str, tau_min: float) -> None:

@@ -24,39 +24,55 @@ SPLITS = 2
 FRAMES_PER_HOP = 10
 WINDOW_FRAMES = 40
 TEXTS = ("bass", "drums")
+STEMS = (*TEXTS, "guitar", "piano")
+PROMPTS = (*STEMS, "organ", "strings")
 TEXT_AXIS = 4
-"""Prompt k is 1 on axis TEXT_AXIS + k; audio embeddings are 0 on these."""
+"""Prompt k of `STEMS` is 1 on axis TEXT_AXIS + k, where audio embeddings are 0; the other prompts are zeros."""
+
+Sources = Sequence[Sequence[str]]
+"""Instruments of the source of each split of a window."""
+PLAIN: Sources = (("bass",), ("drums",))
+SOURCES: Sequence[Sources] = (
+    (("bass",), ("drums",), ("guitar",), ("piano",)),
+    (("piano",), ("bass",), ("strings",)),
+    (("drums",),),
+    (("guitar", "piano"), ("drums",), ("drums",)),
+    (("strings",), ("organ",)),
+    (("bass", "guitar"), ("strings",)),
+)
+"""Windows with all `STEMS`; some, in another order; one; one twice, beside two in one source; none; none alone."""
 
 
-def latents(number: int, frames: int) -> npt.NDArray[np.float16]:
+def latents(number: int, frames: int, splits: int = SPLITS) -> npt.NDArray[np.float16]:
     """``[1 + 2K, C, L]``: channel 0 is 100 track + frame, channel 1 the number of the sample, the others are zeros."""
-    array = np.zeros((1 + 2 * SPLITS, CHANNELS, frames), np.float16)
-    array[:, 0] = 100 * np.arange(1 + 2 * SPLITS)[:, None] + np.arange(frames)
+    array = np.zeros((1 + 2 * splits, CHANNELS, frames), np.float16)
+    array[:, 0] = 100 * np.arange(1 + 2 * splits)[:, None] + np.arange(frames)
     array[:, 1] = number
     return array
 
 
-def embeddings(number: int, hops: int) -> npt.NDArray[np.float16]:
+def embeddings(number: int, hops: int, splits: int = SPLITS) -> npt.NDArray[np.float16]:
     """``[1 + 2K, W, D]``: hop, track, sample number and 1."""
-    array = np.zeros((1 + 2 * SPLITS, hops, DIM), np.float16)
+    array = np.zeros((1 + 2 * splits, hops, DIM), np.float16)
     array[..., 0] = np.arange(hops)
-    array[..., 1] = np.arange(1 + 2 * SPLITS)[:, None]
+    array[..., 1] = np.arange(1 + 2 * splits)[:, None]
     array[..., 2] = number
     array[..., 3] = 1
     return array
 
 
-def sample(number: int, subset: str, frames: int, corpus: str) -> Sample:
-    """Sample ``number``: split k has text k as its source."""
+def sample(number: int, subset: str, frames: int, corpus: str, sources: Sources = PLAIN) -> Sample:
+    """Sample ``number``: split k has the instruments k as its source, and the first of them as its text."""
+    hops = max(1, 1 + (frames - WINDOW_FRAMES) // FRAMES_PER_HOP)
     return Sample(
         key=f"{corpus}-{number:04d}",
-        latents=latents(number, frames),
-        embeddings=embeddings(number, max(1, 1 + (frames - WINDOW_FRAMES) // FRAMES_PER_HOP)),
+        latents=latents(number, frames, len(sources)),
+        embeddings=embeddings(number, hops, len(sources)),
         meta={
             "corpus": corpus,
             "subset": subset,
             "song_id": f"{corpus}/song{number}",
-            "splits": [{"source_text": text, "source_instruments": [text]} for text in TEXTS],
+            "splits": [{"source_text": source[0], "source_instruments": list(source)} for source in sources],
         },
     )
 
@@ -68,21 +84,26 @@ def write_dataset(
     frames: int = 80,
     corpus: str = "toy",
     per_shard: int = 100,
+    sources: Sequence[Sources] = (PLAIN,),
     more: Sequence[Sample] = (),
     **card: Any,
 ) -> Path:
-    """A data set folder with so many samples of each subset; numbers go on from subset to subset."""
+    """A data set folder with so many samples of each subset; numbers go on from subset to subset.
+
+    ``sources`` are those of the samples, in turn.
+    """
     rows, number = [], 0
     for subset, count in subsets.items():
-        samples = [sample(number + index, subset, frames, corpus) for index in range(count)]
+        numbers = range(number, number + count)
+        samples = [sample(n, subset, frames, corpus, sources[n % len(sources)]) for n in numbers]
         samples += [extra for extra in more if extra.meta["subset"] == subset]
         number += count
         for begin in range(0, len(samples), per_shard):
             path = data / SHARDS_FOLDER / f"{corpus}-{subset}-{begin:04d}.tar"
             rows += write_shard(path, samples[begin : begin + per_shard])[0]
     write_index(data, rows)
-    axes = np.eye(DIM, dtype=np.float32)
-    write_prompts(data / PROMPTS_FILE, {text: axes[TEXT_AXIS + index] for index, text in enumerate(TEXTS)})
+    axes = np.eye(TEXT_AXIS + len(PROMPTS), DIM, dtype=np.float32)[TEXT_AXIS:]
+    write_prompts(data / PROMPTS_FILE, dict(zip(PROMPTS, axes, strict=True)))
     write_card(data, DatasetCard(**{**_card(subsets), **card}))
     return data
 

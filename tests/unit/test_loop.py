@@ -74,7 +74,7 @@ def made(config: TrainConfig, data: Path, out: Path) -> tuple[Run, Prepared]:
 
 
 def step(run: Run, batch: Prepared) -> dict[str, float]:
-    return run.train_step(batch.examples, batch.count)
+    return run.train_step(batch.examples)
 
 
 def validation(config: TrainConfig, data: Path, run: Run) -> Validation:
@@ -226,7 +226,7 @@ class TestStep:
         config = replace(CONFIG, present=("mix",), patterns=patterns)
         run, batch = made(config, data, tmp_path)
         examples = batch.examples
-        assert batch.count == 4
+        assert batch.examples.counted.sum() == 4
         assert (examples.tau[:, 1:] == 1).all()
         assert (examples.embeddings[:, 1:] == 0).all()
         assert (examples.embeddings[:, 0] != 0).any()

@@ -29,7 +29,7 @@ def refused(path: Path, *overrides: str) -> str:
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
 def test_shipped_recipes_parse_and_say_what_for(path: Path) -> None:
     config = load_recipe(path)
-    own = {"t1": "paper", "t2": "paper", "t3": "paper", "t4": "paper", "mixtures": "base"}
+    own = {"t1": "paper", "t2": "paper", "t3": "paper", "t4": "paper", "mixtures": "base", "stems": "base"}
     assert config.preset == own.get(path.stem, path.stem)
     first = path.read_text().splitlines()[0]
     assert first.startswith("# ")
@@ -37,7 +37,7 @@ def test_shipped_recipes_parse_and_say_what_for(path: Path) -> None:
 
 
 def test_all_recipes_are_shipped() -> None:
-    assert {path.stem for path in SHIPPED} >= {"tiny", "small", "base", "t1", "t2", "t3", "t4", "mixtures"}
+    assert {path.stem for path in SHIPPED} >= {"tiny", "small", "base", "t1", "t2", "t3", "t4", "mixtures", "stems"}
 
 
 def test_the_demos_recipe() -> None:

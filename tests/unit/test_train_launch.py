@@ -12,18 +12,25 @@ from mgeldm.cli import main
 from mgeldm.codec import load_codec
 from mgeldm.model import JointTransformer
 from tests.support.models import write_codec
-from tests.support.shards import CHANNELS, DIM, write_dataset
+from tests.support.shards import CHANNELS, DIM, SOURCES, write_dataset
 from training.config import RECIPES, TrainConfig, load_recipe
 from training.dry_run import count_parameters, forward_cost
 
 SHIPPED = sorted(path.stem for path in RECIPES.glob("*.yaml"))
-SHRUNKEN = ["--model.depth", "1", "--model.width_per_track", "32", "--model.heads", "3", "--compile", "false"]
+SHRUNKEN = ["--model.depth", "1", "--model.width_per_track", "32", "--model.heads", "1", "--compile", "false"]
 """What the step overrides besides device, batch and steps: the network's size, and that it is compiled."""
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_dataset(tmp_path_factory.mktemp("data") / "a", {"train": 9, "validation": 3}, frames=80)
+
+
+@pytest.fixture(scope="module")
+def stems(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set whose windows have four stems."""
+    folder = tmp_path_factory.mktemp("data") / "stems"
+    return write_dataset(folder, {"train": 6, "validation": 3}, frames=80, sources=SOURCES[:1])
 
 
 def call(capsys: pytest.CaptureFixture[str], *words: str) -> dict[str, Any]:
@@ -43,9 +50,10 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 @pytest.mark.parametrize("recipe", SHIPPED)
 def test_every_shipped_recipe_takes_a_step(
-    capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path, recipe: str
+    capsys: pytest.CaptureFixture[str], data: Path, stems: Path, tmp_path: Path, recipe: str
 ) -> None:
-    words = [recipe, "--data", str(data), "--out", str(tmp_path / "run"), "--steps", "1", "--device", "cpu"]
+    used = stems if recipe == "stems" else data
+    words = [recipe, "--data", str(used), "--out", str(tmp_path / "run"), "--steps", "1", "--device", "cpu"]
     shown = call(capsys, *words, "--stream.batch", "2", *SHRUNKEN)
     assert shown["steps"] == 1
     assert shown["loss"] > 0
@@ -139,6 +147,8 @@ class TestRefused:
             (["--present", "[mix]"], "patterns.submix_given must be 0, since 'submix' is not among present"),
             (["--present", "[vocals]"], "present ['vocals']: give one or more of mix, submix, source"),
             (["--listen_every", "5"], "needs tensorboard"),
+            (["--stems.instruments", "[bass, organ]"], "no window has 'organ' as a source; sources are bass, drums"),
+            (["--stems.instruments", "[bass]", "--present", "[mix]"], "and present ['mix']: choose one"),
             (["--wandb", "mine"], "the package is not installed; `pip install wandb`"),
         ],
     )

@@ -91,26 +91,36 @@ class TestNoising:
 
     def test_noise_belongs_to_the_element_whoever_has_it(self) -> None:
         latents, embeddings = np.ones((6, 3, 4, 5), np.float32), np.ones((6, 3, 8), np.float32)
-        whole = self.PLAIN.examples(latents, embeddings, range(40, 46))
-        part = self.PLAIN.examples(latents[:2], embeddings[:2], [44, 41])
+        present = np.ones((6, 3), bool)
+        whole = self.PLAIN.examples(latents, embeddings, present, range(40, 46))
+        part = self.PLAIN.examples(latents[:2], embeddings[:2], present[:2], [44, 41])
         assert torch.equal(part.noise, whole.noise[[4, 1]])
         assert torch.equal(part.tau, whole.tau[[4, 1]])
         assert len({row.numpy().tobytes() for row in whole.noise}) == 6
         other = Noising(seed=4, purpose=Purpose.NOISE, patterns=TimestepPatterns())
-        assert not torch.equal(other.examples(latents, embeddings, range(40, 46)).noise, whole.noise)
+        assert not torch.equal(other.examples(latents, embeddings, present, range(40, 46)).noise, whole.noise)
 
-    def test_what_counts_is_known_without_the_examples(self) -> None:
+    def test_what_is_absent_is_told_by_each_example(self) -> None:
         latents, embeddings = np.ones((50, 3, 1, 1), np.float32), np.ones((50, 3, 1), np.float32)
         patterns = TimestepPatterns(all=1, mix_given=1, submix_given=0, source_given=0)
-        for present in (("mix", "submix", "source"), ("mix", "source")):
-            noising = Noising(seed=0, purpose=Purpose.NOISE, patterns=patterns, present=present)
-            examples = noising.examples(latents, embeddings, range(50))
-            assert noising.count(range(50)) == examples.counted.sum() > 50
-            assert ((examples.counted > 0) == (examples.tau > 0)).all() == (len(present) == 3)
+        noising = Noising(seed=0, purpose=Purpose.NOISE, patterns=patterns)
+        present = np.random.default_rng(0).random((50, 3)) < 0.5
+        there, whole = torch.from_numpy(present), noising.examples(latents, embeddings, present | True, range(50))
+        examples = noising.examples(latents, embeddings, present, range(50))
+        assert torch.equal(examples.noise, whole.noise)
+        assert torch.equal(examples.tau, torch.where(there, whole.tau, 1.0))
+        assert torch.equal(examples.counted, ((whole.tau > 0) & there).float())
+        assert torch.equal(whole.counted, (whole.tau > 0).float())
+        assert 0 < (whole.tau == 0).sum() < 50
+        assert torch.equal(examples.latents[..., 0, 0], there.float())
+        assert torch.equal(examples.embeddings[..., 0], there.float())
 
     def test_noise_and_levels_are_spread_as_they_should(self) -> None:
         examples = self.PLAIN.examples(
-            np.zeros((2000, 3, 2, 8), np.float32), np.zeros((2000, 3, 1), np.float32), range(2000)
+            np.zeros((2000, 3, 2, 8), np.float32),
+            np.zeros((2000, 3, 1), np.float32),
+            np.ones((2000, 3), bool),
+            range(2000),
         )
         assert examples.noise.mean().abs() < 0.01
         assert examples.noise.std() == pytest.approx(1, abs=0.01)
