@@ -131,14 +131,16 @@ def load_checkpoint(folder: Path) -> tuple[CheckpointConfig, JointTransformer]:
 def _config(raw: dict[str, Any]) -> CheckpointConfig:
     """Raises KeyError, TypeError, ValueError: something is missing, or is not what it should be."""
     vectors: dict[str, Any] = {name: tuple(raw[name]) for name in ("latent_mean", "latent_std")}
-    vectors["tracks"] = tuple(raw.get("tracks", TRACKS))
+    tracks = tuple(raw.get("tracks", TRACKS))
     silence = raw["silence_latent"]
     vectors["silence_latent"] = None if silence is None else tuple(silence)
-    config = CheckpointConfig(**{**raw, **vectors, "model": JointConfig(**raw["model"])})
+    config = CheckpointConfig(**{**raw, **vectors, "tracks": tracks, "model": JointConfig(**raw["model"])})
     for name, vector in vectors.items():
         numbers = vector is None or all(isinstance(value, int | float) for value in vector)
         if not numbers or (vector is not None and len(vector) != config.model.latent_channels):
             raise ValueError(f"{name} is not {config.model.latent_channels} numbers")
+    if len(tracks) != config.model.tracks or not all(isinstance(track, str) for track in tracks):
+        raise ValueError(f"tracks is {list(tracks)}: not {config.model.tracks} names")
     for name, part in (("codec", config.codec), ("embedder", config.embedder)):
         if not isinstance(part, dict) or "identity" not in part or (part["identity"] is None and "spec" not in part):
             raise ValueError(f"{name} does not say which one it is")
