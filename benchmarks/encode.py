@@ -1,15 +1,16 @@
 """encode beside the reference loop on the same songs; where its time goes; one worker beside two."""
 
 import json
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
@@ -159,23 +160,54 @@ class _OnOneCore:
         return self._encoder(work)
 
 
+_bare: _OnOneCore
+"""The worker of a process without Ray."""
+
+
+def _build(out: Path) -> None:
+    global _bare
+    _bare = _OnOneCore(out)
+
+
+def _encode(work: UnitWork) -> int:
+    _bare(work)
+    return work.size
+
+
+def _with_processes(works: list[UnitWork], out: Path, workers: int) -> Iterator[int]:
+    """Sizes of units as they are done, by plain processes: what the machine gives without Ray."""
+    with ProcessPoolExecutor(workers, get_context("spawn"), _build, (out,)) as pool:
+        yield from pool.map(_encode, works)
+
+
+def _with_ray(works: list[UnitWork], out: Path, workers: int) -> Iterator[int]:
+    for index, _ in run_units(works, partial(_OnOneCore, out), RunnerConfig(workers=workers)):
+        yield works[index].size
+
+
+def _rate(done: Iterator[int], workers: int) -> tuple[float, float]:
+    """Windows a second, from the moment when each worker has done a unit; and seconds to the first unit."""
+    begin = time.perf_counter()
+    moments = [(time.perf_counter() - begin, size) for size in done]
+    # What the other workers had begun by then is in the first moments' account on both sides.
+    first, last = moments[workers - 1][0], moments[-1][0]
+    return sum(size for _, size in moments[workers:]) / (last - first), moments[0][0]
+
+
 def _workers(root: Path, songs: Path, plan: Path) -> Iterator[Result]:
-    """Ray with one worker and with two, each on one core; the rate counts from the first unit that came back."""
+    """One worker and two, each on one core: on Ray, and as plain processes beside it."""
     works = _small_units(songs, plan)
     rates: dict[int, list[float]] = {1: [], 2: []}
+    bare: dict[int, list[float]] = {1: [], 2: []}
     starts = []
-    for number in range(RAY_ROUNDS):
+    for _ in range(RAY_ROUNDS):
         for workers in rates:
-            out = root / f"ray-{number}-{workers}"
-            begin = time.perf_counter()
-            moments: list[tuple[float, int]] = []
-            for index, _ in run_units(works, partial(_OnOneCore, out), RunnerConfig(workers=workers)):
-                moments.append((time.perf_counter() - begin, works[index].size))
-            # What the other workers had begun by then is in the first moments' account on both sides.
-            first, last = moments[workers - 1][0], moments[-1][0]
-            rates[workers].append(sum(size for _, size in moments[workers:]) / (last - first))
-            starts.append(moments[0][0])
-            shutil.rmtree(out)
+            for run_with, found in ((_with_ray, rates), (_with_processes, bare)):
+                with tempfile.TemporaryDirectory(dir=root) as out:
+                    rate, start = _rate(run_with(works, Path(out), workers), workers)
+                found[workers].append(rate)
+                if run_with is _with_ray:
+                    starts.append(start)
     local = root / "local"
     begin = time.perf_counter()
     worker = _OnOneCore(local)
@@ -193,6 +225,9 @@ def _workers(root: Path, songs: Path, plan: Path) -> Iterator[Result]:
         detail={
             "windows_per_s_one": round(statistics.median(rates[1]), 3),
             "windows_per_s_two": round(statistics.median(rates[2]), 3),
+            "two_plain_processes_vs_one": round(
+                statistics.median(two / one for one, two in zip(bare[1], bare[2], strict=True)), 3
+            ),
             "ray_overhead_share": round(on_ray / alone - 1, 3),
             "first_unit_after_s": round(statistics.median(starts), 1),
             "model_loading_s": round(loaded - begin, 1),
