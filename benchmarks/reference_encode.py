@@ -23,6 +23,7 @@ from mgeldm.codec import load_codec
 from mgeldm.codec.autoencoder import AutoencoderCodec
 from mgeldm.embedder import load_embedder
 from mgeldm.resampling import KAISER_BEST
+from pipelines.song_signals import FULL_SCALE
 
 SHIPPED = Path(audio.__file__).parent / "codec" / "oobleck-16k-mono"
 
@@ -65,7 +66,8 @@ def run(songs: Path, plan: Path, out: Path) -> float:
         folder = folder_of(song, out)
         folder.mkdir(parents=True)
         mix = _sum(song, signals(song, sources)["mix"], codec.spec.sample_rate)
-        gain = 1 / max(1.0, float(mix.abs().max()))
+        peak = float(mix.abs().max())
+        gain = 1.0 if peak <= FULL_SCALE else 1 / peak
         for name, stems in signals(song, sources).items():
             wave = (gain * _sum(song, stems, codec.spec.sample_rate)).to(device)
             whole = torch.nn.functional.pad(wave, (0, -wave.shape[-1] % codec.spec.hop))

@@ -17,12 +17,13 @@ from manifests.splits import Split, Window
 from mgeldm.measure import decibels
 from pipelines.encode_config import EncodeConfig, encoder_identity
 from pipelines.forwards import Forwards
-from pipelines.song_signals import Decoding, SongSignals, needed_spans
+from pipelines.song_signals import Decoding, SongSignals, is_within_full_scale, needed_spans
 
 SONGS_AHEAD = 1
 """Songs that are decoded while one is encoded; each is held in memory."""
 
 _NOT_FINITE = "latents or embeddings are NaN, infinite or beyond the range of float16"
+_NO_ROOM = "the device's memory is too small for the song at the rates of codec and embedder; use another device"
 _NO_MEMORY = "the device's memory is too small for one signal of this length; split with shorter windows"
 
 T = TypeVar("T")
@@ -143,7 +144,13 @@ class WindowEncoder:
     ) -> Iterator[_Job]:
         """Every signal that the windows need, once; each window is put among the waiting before its own."""
         for owner in ahead_of((self._begin(song, windows, decoders) for song, windows in songs), SONGS_AHEAD):
-            signals, errors = owner.decoding.result()
+            try:
+                signals, errors = owner.decoding.result()
+            except torch.OutOfMemoryError:
+                for window in owner.windows:
+                    if only is None or window.window_id in only:
+                        waiting.append(_Rows(owner, window, (), 1.0, WindowError("encode", "out_of_memory", _NO_ROOM)))
+                continue
             known: set[Stretch] = set()
             for window in owner.windows:
                 if only is not None and window.window_id not in only:
@@ -162,7 +169,9 @@ class WindowEncoder:
     def _begin(self, song: Song, windows: tuple[Window, ...], pool: Executor) -> _SongInWork:
         """Begin to decode what the windows of a song need."""
         used = {stem for window in windows for stem in mix_stems(window.splits)}
-        spans = needed_spans((self._reach(window) for window in windows), song.duration_s)
+        spans = None
+        if is_within_full_scale(song, used):
+            spans = needed_spans((self._reach(window) for window in windows), song.duration_s)
         decoding = Decoding(pool, song, used, self._rates, spans, self.forwards.device, self.clock)
         return _SongInWork(song, windows, decoding)
 
@@ -189,7 +198,10 @@ class WindowEncoder:
         )
 
     def _encode(self, jobs: Sequence[_Job]) -> list[Encoded | None]:
-        """Stretches of one length, encoded with the codec's context on both sides, which is trimmed off."""
+        """Stretches of one length, encoded with the codec's context on both sides, which is trimmed off.
+
+        None for one that is too much for the device even by itself.
+        """
         spec, frames = self.codec.spec, jobs[0].stretch.frames
         hop, context = spec.hop, spec.context // spec.hop
         try:
@@ -205,7 +217,12 @@ class WindowEncoder:
             latents = self.forwards.latents(waves)[..., context : context + frames]
             embeddings = self.forwards.embeddings(torch.cat(windows))
         except torch.OutOfMemoryError:
-            return [None] * len(jobs)
+            if len(jobs) == 1:
+                return [None]
+            if self.forwards.device.type == "cuda":
+                torch.cuda.empty_cache()
+            half = len(jobs) // 2
+            return [*self._encode(jobs[:half]), *self._encode(jobs[half:])]
         parts = embeddings.split([len(part) for part in windows])
         return [
             Encoded(values.numpy(), vectors.numpy(), decibels(level))

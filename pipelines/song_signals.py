@@ -1,7 +1,7 @@
 """The audio side of encode: decode a song once, and cut the mix of any set of stems at any place."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -24,6 +24,10 @@ PARTIAL_FROM_S = 30.0
 """Shorter songs are read as a whole: there is little to save."""
 MARGIN_S = 0.5
 """Read on both sides of what is needed, so that the resampler's edges lie outside."""
+FULL_SCALE = 1.01
+"""A mix whose peak is no higher is left as it is."""
+SUMS_UP_DB = -40.0
+"""Stems of which no more than this is left beside the mixture have its peak, by less than `FULL_SCALE` is above 1."""
 # Formats in which reading from the middle gives the very samples that reading everything gives.
 _EXACT_SEEKS = (".wav", ".flac", ".aif", ".aiff")
 
@@ -51,7 +55,7 @@ class SongSignals:
     channels: Mapping[int, int]
     """rate -> channels."""
     gain: float
-    """Factor on every stem that keeps the song's mix, where it was read, within [-1, 1]; 1 where it is anyway."""
+    """Factor on every stem that brings the song's mix within [-1, 1]; 1 where it is no louder than `FULL_SCALE`."""
     device: torch.device = _CPU
 
     def cut(
@@ -91,6 +95,20 @@ def needed_spans(stretches: Iterable[tuple[float, float]], duration_s: float) ->
             merged.append(span)
     needed = sum(min(end, duration_s) - min(begin, duration_s) for begin, end in merged)
     return tuple(merged) if duration_s >= PARTIAL_FROM_S and needed <= PARTIAL_SHARE * duration_s else None
+
+
+def is_within_full_scale(song: Song, stems: Collection[str]) -> bool:
+    """Whether the manifest alone tells that the mix of ``stems`` is no louder than `FULL_SCALE`.
+
+    Only of such a song parts may be read: else its gain, and with it each latent, would depend on what was read.
+    """
+    peaks = [stem.peak_dbfs for stem in song.stems if stem.stem_id in stems]
+    if all(peak is not None for peak in peaks) and sum(10 ** (peak / 20) for peak in peaks if peak is not None) <= 1:
+        return True
+    if (mixture := song.mixture_audio) is None or mixture.peak_dbfs is None or song.sum_residual_db is None:
+        return False
+    sums_up = song.sum_residual_db <= SUMS_UP_DB and {stem.stem_id for stem in song.usable_stems} <= set(stems)
+    return sums_up and mixture.peak_dbfs - (song.sum_gain_db or 0.0) <= 0.0
 
 
 class Decoding:
@@ -216,4 +234,4 @@ def _gain(pieces: Iterable[Piece]) -> float:
                 for wave in waves[1:]:
                     mix += wave
                 peak = max(peak, float(mix.abs().max()))
-    return 1.0 / peak
+    return 1.0 if peak <= FULL_SCALE else 1.0 / peak

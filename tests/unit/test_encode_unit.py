@@ -1,4 +1,5 @@
 import json
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -424,6 +425,62 @@ def test_windows_of_a_long_song_are_read_alone_and_are_those_of_the_whole(
     assert [sample.tobytes() for sample in (some[0].latents, some[1].latents)] == [
         sample.latents.tobytes() for sample in encoded(encoder, song, *few)
     ]
+
+
+def test_a_song_that_is_loud_elsewhere_has_one_gain_however_little_is_planned(
+    encoder: WindowEncoder, tmp_path: Path
+) -> None:
+    for name, path in FILES.items():
+        wave = sound(name, seconds=45.0, rate=44_100, level=0.2)
+        wave[..., 40 * 44_100 : 41 * 44_100] *= 4.9
+        write_sound(tmp_path / path, wave, 44_100)
+    song = measured_song(tmp_path, FILES)
+    (few,) = encoded(encoder, song, window(20.0))
+    (same, *_) = encoded(encoder, song, *(window(float(start)) for start in (20, *range(0, 18, 2), *range(22, 44, 2))))
+    assert few.meta["gain"] == same.meta["gain"] < 0.9
+    np.testing.assert_array_equal(few.latents, same.latents)
+
+
+@pytest.mark.parametrize("where", ["torch.stack", "pipelines.song_signals.resample_on"])
+def test_memory_that_is_short_before_the_models_costs_no_other_song(
+    encoder: WindowEncoder, song: Song, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    module, name = where.rsplit(".", 1)
+    function, calls = getattr(sys.modules[module], name), []
+
+    def scarce(*arguments: Any) -> torch.Tensor:
+        calls.append(name)
+        if len(calls) == 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return function(*arguments)
+
+    parts = [window(0.0, 0.5), window(1.0, 0.5)]
+    other = [replace(part, window_id=f"other-{part.window_id}", song_id="corpus/other") for part in parts]
+    songs = [(song, tuple(parts)), (replace(song, song_id="corpus/other"), tuple(other))]
+    monkeypatch.setattr(where, scarce)
+    found = dict(encoder.samples(songs))
+    lost = [part for part, sample in found.items() if isinstance(sample, WindowError)]
+    assert list(found) == [*parts, *other]
+    assert {part.song_id for part in lost} == {song.song_id}
+    assert {found[part].code for part in lost} == {"out_of_memory"}  # type: ignore[union-attr]
+
+
+def test_a_batch_that_does_not_fit_is_halved(
+    encoder: WindowEncoder, song: Song, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = [window(start, 0.5) for start in (0.0, 0.6, 1.2, 1.8)]
+    expected = encoded(encoder, song, *parts)
+    stack = torch.stack
+
+    def small(waves: Any, *rest: Any) -> torch.Tensor:
+        if len(waves) > 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return stack(waves, *rest)
+
+    monkeypatch.setattr(encoder.forwards, "batch", 8)
+    monkeypatch.setattr("torch.stack", small)
+    for sample, other in zip(encoded(encoder, song, *parts), expected, strict=True):
+        np.testing.assert_allclose(sample.latents, other.latents, atol=TOLERANCE, rtol=0)
 
 
 def test_a_signal_that_is_too_much_for_the_device_is_a_failure_of_its_windows(

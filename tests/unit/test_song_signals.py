@@ -2,6 +2,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from manifests.roots import state
 from manifests.songs import Song
 from mgeldm.audio import Wave, fit, load
 from pipelines import song_signals
-from pipelines.song_signals import decode_song, needed_spans
+from pipelines.song_signals import decode_song, is_within_full_scale, needed_spans
 from tests.support.songs import measured_song
 from tests.support.sounds import sound, write_sound
 
@@ -218,6 +219,22 @@ def test_spans_are_the_whole_seconds_around_what_is_needed() -> None:
     assert needed_spans([(0.0, 51.0)], 100.0) is None
     assert needed_spans([(0.0, 5.0)], 29.0) is None
     assert needed_spans([(-9.0, -3.0), (200.0, 203.0)], 100.0) == ((199, 204),)
+
+
+def test_whether_a_mix_stays_within_full_scale_is_told_by_the_manifest(song: Song) -> None:
+    def told(peaks: list[float | None], stems: list[str] | None = None, **changes: Any) -> bool:
+        quiet = tuple(replace(stem, peak_dbfs=peak) for stem, peak in zip(song.stems, peaks, strict=True))
+        return is_within_full_scale(replace(song, stems=quiet, **changes), stems or list(FILES))
+
+    assert told([-10.0, -10.0, -10.0])  # 3 x 0.316
+    assert not told([-9.0, -9.0, -9.0])
+    assert told([-9.0, -9.0, -9.0], ["bass", "drums"])
+    assert not told([-30.0, -30.0, None])
+    loud, mixture = [-3.0, -3.0, -3.0], replace(song.stems[0], peak_dbfs=-0.1)
+    assert told(loud, mixture_audio=mixture, sum_residual_db=-50.0, sum_gain_db=0.0)
+    assert not told(loud, mixture_audio=mixture, sum_residual_db=-30.0, sum_gain_db=0.0)
+    assert not told(loud, mixture_audio=mixture, sum_residual_db=-50.0, sum_gain_db=-6.0)  # mastered down
+    assert not told(loud, ["bass", "drums"], mixture_audio=mixture, sum_residual_db=-50.0, sum_gain_db=0.0)
 
 
 def test_a_part_of_a_song_is_the_same_part_of_the_whole(long_song: Song, monkeypatch: pytest.MonkeyPatch) -> None:
