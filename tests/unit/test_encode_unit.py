@@ -437,7 +437,7 @@ def test_a_song_that_is_loud_elsewhere_has_one_gain_however_little_is_planned(
     song = measured_song(tmp_path, FILES)
     (few,) = encoded(encoder, song, window(20.0))
     (same, *_) = encoded(encoder, song, *(window(float(start)) for start in (20, *range(0, 18, 2), *range(22, 44, 2))))
-    assert few.meta["gain"] == same.meta["gain"] < 0.9
+    assert few.meta["gain"] == same.meta["gain"] < 0.99
     np.testing.assert_array_equal(few.latents, same.latents)
 
 
