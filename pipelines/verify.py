@@ -89,7 +89,7 @@ def verify(data: Path | str, splits: Path | None = None, reencode: Reencode | No
     """
     store = open_store(data)
     if not store.sizes() and not store.sizes(SHARDS_FOLDER) and not Path(store.root).is_dir():
-        raise ShardError(f"{data}: no such folder")
+        raise ShardError(f"{data}: no such folder, or no data set in it")
     if reencode and splits is None:
         raise ConfigError("windows are encoded anew by a plan; give --splits, too")
     plan = None if splits is None else read_splits(splits)
