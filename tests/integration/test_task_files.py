@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from mgeldm import MGELDM, audio, files
+from mgeldm import MGELDM, audio
 from mgeldm.checkpoint import CheckpointConfig, save_checkpoint
 from mgeldm.cli import main
 from mgeldm.codec import load_codec
 from mgeldm.embedder import load_embedder
+from mgeldm.files import job
 from mgeldm.model import JointConfig, JointTransformer
 
 RATE = 16_000
@@ -237,7 +238,7 @@ def test_progress_knows_the_total_from_the_start(
     checkpoint: Path, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     totals: list[tuple[int, int]] = []
-    made = files.progress
+    made = job.progress
 
     def spied(*arguments: Any, **options: Any) -> Any:
         bar = made(*arguments, **options)
@@ -250,7 +251,7 @@ def test_progress_knows_the_total_from_the_start(
         bar.update = told
         return bar
 
-    monkeypatch.setattr(files, "progress", spied)
+    monkeypatch.setattr(job, "progress", spied)
     (album / "broken.wav").write_text("no audio")
     asked = [
         "extract",
