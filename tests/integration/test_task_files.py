@@ -14,36 +14,16 @@ import pytest
 import torch
 
 from mgeldm import MGELDM, audio
-from mgeldm.checkpoint import CheckpointConfig, save_checkpoint
 from mgeldm.cli import main
-from mgeldm.codec import load_codec
-from mgeldm.embedder import load_embedder
 from mgeldm.files import job
-from mgeldm.model import JointConfig, JointTransformer
+from mgeldm.model import JointTransformer
 
 RATE = 16_000
-SHAPE = JointConfig(width_per_track=32, depth=1, heads=3, timestep_features=8, latent_channels=8, embedding_dim=16)
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tiny_models: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole checkpoint folder, codec and embedder in it."""
-    codec, embedder = (str(path) for path in tiny_models)
-    config = CheckpointConfig(
-        model=SHAPE,
-        codec={"identity": load_codec(codec).identity},
-        embedder={"identity": load_embedder(embedder).identity},
-        prompt_template="the sound of {}",
-        crop_frames=16,
-        latent_mean=(0.0,) * 8,
-        latent_std=(1.0,) * 8,
-        silence_latent=(0.0,) * 8,
-    )
-    root = tmp_path_factory.mktemp("model")
-    save_checkpoint(root / "bare", config, JointTransformer(SHAPE, seed=0).state_dict())
-    made = MGELDM.from_pretrained(root / "bare", codec=codec, embedder=embedder, device="cpu")
-    made.save_pretrained(root / "whole", with_codec=True, with_embedder=True)
-    return root / "whole"
+@pytest.fixture
+def checkpoint(whole_model: Path) -> Path:
+    return whole_model
 
 
 @pytest.fixture
