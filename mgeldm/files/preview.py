@@ -16,7 +16,7 @@ from mgeldm.joint import MGELDM
 from mgeldm.outputs import OutputConfig, Track
 from mgeldm.sampling import SamplingConfig
 from mgeldm.signals import Form, Signal
-from mgeldm.tasks import GENERATE, TASKS
+from mgeldm.tasks import GENERATE, IMPUTE, TASKS
 
 CALIBRATION_STEPS = (1, 3)
 _SAMPLE_BYTES = {"wav": 4, "flac": 3}
@@ -96,12 +96,16 @@ def _preview(
     seconds: float,
     failures: tuple[dict[str, str], ...],
 ) -> Preview:
-    answers = crops = bytes_ = 0
+    answers = crops = together = bytes_ = 0
     files: dict[str, None] = {}
     for number, (codec, origin) in forms.items():
         missing = plan.missing(number)
         answers += len(missing)
-        crops += len(order.sampled(missing, codec, origin)) * len(order.starts(codec.frames))
+        starts = order.starts(codec.frames)
+        crops += len(order.sampled(missing, codec, origin)) * len(starts)
+        # Of one sound at a time: prompts, unless each waits for the last, and chunks, where these do not.
+        prompts = min(len(missing), 1) if order.task is IMPUTE else len(missing)
+        together += prompts * (1 if order.sampling.overlap else len(starts))
         wanted = order.output.form(codec, origin)
         named = (file for prompt in missing for file in plan.asks[number, prompt].claims)
         written = dict.fromkeys(file for file in named if file in plan.targets)
@@ -118,7 +122,7 @@ def _preview(
         bytes=bytes_,
         evaluations=evaluations,
         device=str(order.model.device),
-        seconds=_calibrated(order, min(order.output.batch, crops)) * crops if crops else 0.0,
+        seconds=_calibrated(order, min(order.output.batch, together)) * crops if crops else 0.0,
     )
 
 

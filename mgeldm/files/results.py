@@ -173,7 +173,7 @@ def read_results(path: Path) -> tuple[list[FileResult], list[str]]:
         if not all(isinstance(file, str) for file in leftover):
             raise TypeError("leftover")
         return [_row(row) for row in raw["results"]], list(leftover)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return [], []
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())

@@ -91,6 +91,11 @@ class TestRefusal:
         assert (status, "results.json: no results of this version" in line) == (2, True)
         assert (tmp_path / "results.json").read_text() == text
 
+    def test_a_file_where_the_folder_should_be(self, run: Any, tmp_path: Path) -> None:
+        (tmp_path / "out").touch()
+        status, line = run("generate", out=tmp_path / "out")
+        assert (status, "out: cannot be written (" in line) == (2, True)
+
     def test_options_of_another_task_are_named_once(self, run: Any, tmp_path: Path) -> None:
         status, line = run("impute", save(tmp_path / "a.wav"), "--consistent", "true", out=tmp_path / "out")
         assert status == 2
