@@ -18,7 +18,8 @@ import numpy.typing as npt
 from benchmarks.result import EXAMPLES, Result, example_data
 from mgeldm import audio
 from mgeldm.codec import CodecSpec, load_codec
-from mgeldm.engine import OVERLAP, crop_starts
+from mgeldm.engine import crop_starts
+from mgeldm.sampling import OVERLAP
 from training.config import load_recipe, recipe_path
 from training.loop import train
 

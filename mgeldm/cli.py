@@ -13,6 +13,8 @@ from manifests.errors import ConfigError, MGELDMError
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
 
+    from mgeldm.joint import MGELDM
+
 OK, FAILED_ITEMS, USAGE = 0, 1, 2
 
 T = TypeVar("T")
@@ -316,8 +318,7 @@ def _train_embedder(arguments: Sequence[str]) -> int:
 
 def _task(name: str) -> Command:
     def run(arguments: Sequence[str]) -> int:
-        from mgeldm.files import FileConfig, run_on_files
-        from mgeldm.joint import MGELDM
+        from mgeldm.files import FileConfig, preview_files, run_on_files
         from mgeldm.outputs import OutputConfig
         from mgeldm.sampling import SamplingConfig
 
@@ -327,18 +328,12 @@ def _task(name: str) -> Command:
         )
         _model_options(parser, SamplingConfig, OutputConfig, FileConfig)
         parsed = _parsed(parser, arguments)
-        model = MGELDM.from_pretrained(parsed.model, codec=parsed.codec, embedder=parsed.embedder, device=parsed.device)
-        results = run_on_files(
-            name,
-            model,
-            parsed.model,
-            parsed.audio,
-            parsed.prompt,
-            parsed.out,
-            _made(SamplingConfig, parsed),
-            _made(OutputConfig, parsed),
-            _made(FileConfig, parsed),
-        )
+        options = _made(SamplingConfig, parsed), _made(OutputConfig, parsed), _made(FileConfig, parsed)
+        model = _model(parsed)
+        if parsed.dry_run:
+            found = preview_files(name, model, parsed.audio, parsed.prompt, parsed.out, *options)
+            return _show_preview(asdict(found), parsed.json)
+        results = run_on_files(name, model, parsed.model, parsed.audio, parsed.prompt, parsed.out, *options)
         _show_files(asdict(results), parsed.out, parsed.json)
         return FAILED_ITEMS if results.failures else OK
 
@@ -346,8 +341,7 @@ def _task(name: str) -> Command:
 
 
 def _generate(arguments: Sequence[str]) -> int:
-    from mgeldm.files import FileConfig, generate_files
-    from mgeldm.joint import MGELDM
+    from mgeldm.files import FileConfig, generate_files, preview_generate
     from mgeldm.outputs import OutputConfig
     from mgeldm.sampling import SamplingConfig
 
@@ -358,17 +352,12 @@ def _generate(arguments: Sequence[str]) -> int:
     parser.add_argument("--batch", type=int, default=OutputConfig().batch, help="prompts that are sampled at a time")
     _model_options(parser, SamplingConfig, FileConfig)
     parsed = _parsed(parser, arguments)
-    model = MGELDM.from_pretrained(parsed.model, codec=parsed.codec, embedder=parsed.embedder, device=parsed.device)
-    results = generate_files(
-        model,
-        parsed.model,
-        parsed.prompt,
-        parsed.seconds,
-        parsed.out,
-        _made(SamplingConfig, parsed),
-        OutputConfig(batch=parsed.batch),
-        _made(FileConfig, parsed),
-    )
+    options = _made(SamplingConfig, parsed), OutputConfig(batch=parsed.batch), _made(FileConfig, parsed)
+    model = _model(parsed)
+    if parsed.dry_run:
+        found = preview_generate(model, parsed.prompt, parsed.seconds, parsed.out, *options)
+        return _show_preview(asdict(found), parsed.json)
+    results = generate_files(model, parsed.model, parsed.prompt, parsed.seconds, parsed.out, *options)
     _show_files(asdict(results), parsed.out, parsed.json)
     return OK
 
@@ -382,7 +371,35 @@ def _model_options(parser: "ArgumentParser", *kinds: type) -> None:
     )
     parser.add_argument("--embedder", default="default", help="embedder folder or hub id, likewise")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument(
+        "--precision", default="float32", choices=["float32", "bfloat16"], help="of the network; the rest is float32"
+    )
+    parser.add_argument("--compile", action="store_true", help="compile the network: minutes that long work pays back")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="count inputs, files, evaluations, bytes and time; write nothing"
+    )
     _options(parser, *kinds)
+
+
+def _model(parsed: "Namespace") -> "MGELDM":
+    from mgeldm.joint import MGELDM
+
+    return MGELDM.from_pretrained(
+        parsed.model,
+        **{name: parsed[name] for name in ("codec", "embedder", "device", "precision", "compile")},
+    )
+
+
+def _show_preview(found: dict[str, Any], as_json: bool) -> int:
+    """Print what a command would do; the exit status is that of failed items where inputs cannot be read."""
+    failures = found.pop("failures")
+    if as_json:
+        print(json.dumps(found | {"failures": failures}))
+    else:
+        unreadable = [(failure["code"], failure["message"]) for failure in failures]
+        outputs = [(file,) for file in found.pop("outputs")]
+        _show({**found, "unreadable": unreadable, "outputs": outputs}, as_json)
+    return FAILED_ITEMS if failures else OK
 
 
 def _show_files(results: dict[str, Any], out: Path, as_json: bool) -> None:

@@ -7,7 +7,7 @@ command line imports it.
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -18,7 +18,7 @@ from manifests.atomic import write_json
 from manifests.errors import ConfigError
 from manifests.songs import Song, read_songs
 from mgeldm import audio
-from mgeldm.files import RESULTS_FILE, FileResult, FileResults, generate_files, run_on_files, slug
+from mgeldm.files import FileResult, FileResults, amend, generate_files, run_on_files, slug
 from mgeldm.joint import MGELDM
 from mgeldm.metrics import log_mel_l1
 from mgeldm.sampling import SamplingConfig
@@ -203,7 +203,7 @@ def _with_references(
             "of silence": distance(silence, truth),
         }
         completed.append(replace(result, reference={"source": file}, figures=figures))
-    write_json(folder / RESULTS_FILE, asdict(replace(results, results=tuple(completed))))
+    amend(folder, completed)
 
 
 def _look(out: Path) -> list[tuple[str, str]]:

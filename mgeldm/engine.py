@@ -1,8 +1,8 @@
 """Sound of any length through the model, crop by crop, in constant memory; several sounds and prompts at a time.
 
 What is asked of one sound is a *lane*: a generator that reads as far as its next crop reaches, asks for that crop to be
-sampled, and passes on what came back. Crops of one lane follow one another, since each holds the end of the last one
-fixed; those of different lanes have nothing to do with each other and are sampled together.
+sampled, and passes on what came back. Crops of one lane follow one another where each holds the end of the last one
+fixed; without an overlap they, like those of different lanes, do not depend on each other, and are sampled together.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -19,17 +19,17 @@ from mgeldm.codec import Codec
 from mgeldm.codec.long import encoding
 from mgeldm.embedder import Embedder
 from mgeldm.outputs import Answer, OutputConfig, Track
-from mgeldm.sampling import SamplingConfig, VelocityModel, noise_for, sample
+from mgeldm.sampling import OVERLAP, SamplingConfig, VelocityModel, noise_for, sample
 from mgeldm.signals import Rolling, Signal
 from mgeldm.tasks import Task, track_index
-
-OVERLAP = 0.25
-"""Share of the crop that the next chunk of long audio shares with the last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Crop:
-    """One crop to be sampled, for one prompt or several (B). Letters as in `mgeldm.sampling`."""
+    """A crop to be sampled for one prompt or several, or some crops that need not wait for each other: B examples.
+
+    Letters as in `mgeldm.sampling`.
+    """
 
     known: Tensor
     """Normalised latents ``[B, K, C, L]`` of the given track and of held frames."""
@@ -71,10 +71,11 @@ class Engine:
         self._std = torch.tensor(config.latent_std, device=device)[:, None]
         self._silence = (torch.tensor(config.silence_latent, device=device)[:, None] - self._mean) / self._std
 
-    def starts(self, length: int) -> list[int]:
-        """First frames of the crops that sound of ``length`` samples needs."""
+    def starts(self, length: int, overlap: float = OVERLAP) -> list[int]:
+        """First frames of the crops that sound of ``length`` samples needs, with a share of the crop in common."""
         crop = self.config.crop_frames
-        return crop_starts(max(self._frames(length), crop), crop, max(1, round(crop * OVERLAP)))
+        shared = min(max(1, round(crop * overlap)), crop - 1) if overlap else 0
+        return crop_starts(max(self._frames(length), crop), crop, shared)
 
     def lane(
         self,
@@ -96,35 +97,49 @@ class Engine:
         heard = _Given(self, given) if given else None
         gain = given.gain if given else 1.0
         answers = [Answer(self.codec, w.tracks, gain, heard.samples if heard else _nothing, output) for w in wishes]
-        mask = torch.zeros(len(TRACKS), dtype=torch.bool, device=self.device)
-        embeddings = torch.zeros(len(wishes), len(TRACKS), self.config.model.embedding_dim, device=self.device)
-        embeddings[:, track_index(task.prompted)] = torch.stack([wish.words for wish in wishes]).to(embeddings)
-        starts = self.starts(length)
-        out = self._silence.expand(len(wishes), len(TRACKS), -1, crop)
-        for number, start in enumerate(starts):
-            held = starts[number - 1] + crop - start if number else 0
-            known = self._silence.expand(*out.shape[:2], -1, crop).clone()
-            known[..., :held] = out[..., crop - held :]
-            embeddings = embeddings.clone()
-            if task.given is not None and heard:
-                mask[track_index(task.given)] = True
-                stop = min(start + crop, frames)
-                known[:, track_index(task.given), :, : stop - start] = heard.latents(start, stop)
-                embeddings[:, track_index(task.given)] = heard.embedding(start)
-            out = yield Crop(
-                known=known,
-                mask=mask,
-                embeddings=embeddings,
-                noise=self._noise(sampling.seed, task, wishes, number),
-                held=held,
-            )
-            new = out[..., held : frames - start] * self._std + self._mean
-            for answer, latents in zip(answers, new, strict=True):
-                answer.push({name: latents[track_index(name)] for name in task.kept})
+        starts = self.starts(length, sampling.overlap)
+        together = 1 if sampling.overlap else max(1, output.batch // len(wishes))
+        last: Tensor | None = None
+        for first in range(0, len(starts), together):
+            numbers = range(first, min(first + together, len(starts)))
+            # What a crop has in common with the one before: what that said is held, or else counts in the end.
+            shared = [starts[number - 1] + crop - starts[number] if number else 0 for number in numbers]
+            held = shared[0] if sampling.overlap else 0
+            mask, embeddings, known = self._conditions(task, heard, frames, wishes, [starts[n] for n in numbers])
+            if last is not None and held:
+                known[..., :held] = torch.where(mask[:, None, None], known[..., :held], last[..., crop - held :])
+            noise = torch.cat([self._noise(sampling.seed, task, wishes, number) for number in numbers])
+            out = yield Crop(known=known, mask=mask, embeddings=embeddings, noise=noise, held=held)
+            for number, common, part in zip(numbers, shared, out.split(len(wishes)), strict=True):
+                new = part[..., common : frames - starts[number]] * self._std + self._mean
+                for answer, latents in zip(answers, new, strict=True):
+                    answer.push({name: latents[track_index(name)] for name in task.kept})
+            last = out[-len(wishes) :]
             if heard:
-                heard.forget(min(answer.position for answer in answers), start)
+                heard.forget(min(answer.position for answer in answers), starts[numbers[-1]])
         for answer in answers:
             answer.finish()
+
+    def _conditions(
+        self, task: Task, heard: "_Given | None", frames: int, wishes: Sequence[Wish], starts: Sequence[int]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Mask ``[K]``, embeddings ``[B, K, D]`` and latents ``[B, K, C, L]``: for each start, each wish."""
+        crop, examples = self.config.crop_frames, len(starts) * len(wishes)
+        mask = torch.zeros(len(TRACKS), dtype=torch.bool, device=self.device)
+        embeddings = torch.zeros(examples, len(TRACKS), self.config.model.embedding_dim, device=self.device)
+        words = torch.stack([wish.words for wish in wishes]).to(embeddings)
+        embeddings[:, track_index(task.prompted)] = words.repeat(len(starts), 1)
+        known = self._silence.expand(examples, len(TRACKS), -1, crop).clone()
+        if task.given is not None and heard:
+            track = track_index(task.given)
+            mask[track] = True
+            for start, sounds, parts in zip(
+                starts, embeddings.split(len(wishes)), known.split(len(wishes)), strict=True
+            ):
+                stop = min(start + crop, frames)
+                parts[:, track, :, : stop - start] = heard.latents(start, stop)
+                sounds[:, track] = heard.embedding(start)
+        return mask, embeddings, known
 
     @torch.inference_mode()
     def drive(

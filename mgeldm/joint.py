@@ -1,6 +1,7 @@
 """The joint model with its codec and embedder, ready to generate, impute, extract and accompany."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from numbers import Real
 from pathlib import Path
@@ -11,18 +12,20 @@ import torch
 
 from manifests.errors import AudioError, PromptError
 from mgeldm import audio
+from mgeldm.chain import Chain
 from mgeldm.checkpoint import CheckpointConfig, check_identity, check_tracks, load_checkpoint, part_of
 from mgeldm.codec import Codec, load_codec
 from mgeldm.codec.long import silence_latent
 from mgeldm.devices import choose_device
 from mgeldm.embedder import Embedder, load_embedder
-from mgeldm.engine import Engine, Wish
+from mgeldm.engine import Engine, Lane, Wish
 from mgeldm.hub import model_folder, model_identity, push, save
 from mgeldm.model import JointTransformer
 from mgeldm.outputs import OutputConfig, OutputForm, Refinement, Track
+from mgeldm.precision import Precision, prepared
 from mgeldm.sampling import Progress, SamplingConfig
-from mgeldm.signals import AudioLike, Form, Signal, added, open_signal
-from mgeldm.tasks import ACCOMPANY, EXTRACT, GENERATE, IMPUTE, Task
+from mgeldm.signals import AudioLike, Form, Signal, open_signal
+from mgeldm.tasks import ACCOMPANY, EXTRACT, GENERATE, Task
 
 MAX_SECONDS = 86_400
 
@@ -44,6 +47,9 @@ class MGELDM:
         embedder: Embedder,
         device: torch.device,
         parts: Mapping[str, str] | None = None,
+        *,
+        precision: Precision = "float32",
+        compile: bool = False,
     ) -> None:
         """Put a model together; ``parts`` are the names that "codec" and "embedder" were loaded by."""
         if config.silence_latent is None:  # converted without its codec
@@ -54,11 +60,19 @@ class MGELDM:
         self.embedder = embedder
         self.device = device
         self.parts = dict(parts or {})
-        self.engine = Engine(config, network, codec, embedder, device)
+        self.precision, self.compiled = precision, compile
+        self.engine = Engine(config, prepared(network, device, precision, compile), codec, embedder, device)
 
     @classmethod
     def from_pretrained(
-        cls, name: Path | str, *, codec: Path | str = "default", embedder: Path | str = "default", device: str = "auto"
+        cls,
+        name: Path | str,
+        *,
+        codec: Path | str = "default",
+        embedder: Path | str = "default",
+        device: str = "auto",
+        precision: Precision = "float32",
+        compile: bool = False,
     ) -> Self:
         """Load a checkpoint.
 
@@ -67,11 +81,13 @@ class MGELDM:
             codec: Name of the codec; "default" is that in the folder's ``codec``, else the one shipped.
             embedder: Likewise.
             device: auto, cpu, cuda or cuda:N.
+            precision: float32, or bfloat16 for the network; codec and embedder stay float32.
+            compile: Whether the network is compiled, at its first use: minutes that long work pays back.
 
         Raises:
             CheckpointError: it is no whole checkpoint, was trained with another codec or embedder, or has other tracks
                 than mix, submix and source.
-            ConfigError: there is no such device.
+            ConfigError: there is no such device or precision.
         """
         target = choose_device(device)
         folder = model_folder(name)
@@ -81,7 +97,16 @@ class MGELDM:
         found_codec, found_embedder = load_codec(parts["codec"]), load_embedder(parts["embedder"])
         check_identity(config, "codec", found_codec, parts["codec"])
         check_identity(config, "embedder", found_embedder, parts["embedder"])
-        return cls(config, network.to(target), found_codec.to(target), found_embedder.to(target), target, parts)
+        return cls(
+            config,
+            network.to(target),
+            found_codec.to(target),
+            found_embedder.to(target),
+            target,
+            parts,
+            precision=precision,
+            compile=compile,
+        )
 
     def save_pretrained(self, folder: Path | str, *, with_codec: bool = False, with_embedder: bool = False) -> None:
         """Write a checkpoint folder, with copies of codec and embedder in it if asked for.
@@ -186,7 +211,7 @@ class MGELDM:
             consistent: Whether source and submix are made to add up to the mix.
             output_rate: "codec", or "input".
             output_channels: "codec", or "input".
-            batch: Prompts that are sampled at a time.
+            batch: Prompts that are sampled at a time, and chunks of the sound where they do not depend on each other.
 
         Raises:
             AudioError: the mix is not finite, is empty, is no audio, or cannot be read.
@@ -220,6 +245,7 @@ class MGELDM:
         rate: int | None = None,
         output_rate: OutputForm = "codec",
         output_channels: OutputForm = "codec",
+        batch: int = 4,
     ) -> list[Any]:
         """Sources that fit a submix, one per prompt; each is added to the submix before the next is made.
 
@@ -230,25 +256,21 @@ class MGELDM:
             AudioError: as in `extract`.
             PromptError: there is no prompt, or one of them is empty or says nothing; nothing was sampled then.
         """
-        output = OutputConfig(output_rate=output_rate, output_channels=output_channels)
+        output = OutputConfig(output_rate=output_rate, output_channels=output_channels, batch=batch)
         prompts = _listed(prompts)
         words = self._all_words(prompts)
         signal = self.open(submix, rate)
-        wanted = output.form(signal.form, signal.origin)
-        sources: list[Any] = []
-        for number, prompt in enumerate(prompts):
+        sampling, wanted = sampling or SamplingConfig(), output.form(signal.form, signal.origin)
+        parts: list[list[audio.Wave]] = [[] for _ in prompts]
+        embeddings = [words[prompt] for prompt in prompts]
+        with closing(Chain(self.engine, signal, prompts, embeddings, sampling, earlier=earlier, batch=batch)) as chain:
 
-            def told(done: int, total: int, number: int = number) -> None:
-                if progress:
-                    progress(number * total + done, len(prompts) * total)
+            def each() -> Lane:
+                for number, blocks in enumerate(parts):
+                    yield from chain.lane(number, Track(blocks.append, signal.form, wanted))
 
-            one = {prompt: words[prompt]}
-            repeat = [*earlier, *prompts[:number]].count(prompt)
-            found = self._answers(IMPUTE, signal, signal.form, one, sampling, OutputConfig(), told, repeat)
-            source = found[0]["source"]
-            sources.append(_kind(submix)(_converted(source, signal.form, wanted)))
-            signal = added(signal, open_signal(source, self.rate, self.codec.spec.channels))
-        return sources
+            self._drive(each(), signal.form, len(prompts), sampling, output, progress)
+        return [_kind(submix)(np.concatenate(blocks, axis=1)) for blocks in parts]
 
     def accompany(
         self,
@@ -260,9 +282,10 @@ class MGELDM:
         rate: int | None = None,
         output_rate: OutputForm = "codec",
         output_channels: OutputForm = "codec",
+        batch: int = 4,
     ) -> Any:
         """A submix that goes with a source. Arguments and errors are those of `extract`."""
-        output = OutputConfig(output_rate=output_rate, output_channels=output_channels)
+        output = OutputConfig(output_rate=output_rate, output_channels=output_channels, batch=batch)
         words = self._all_words([prompt])
         signal = self.open(source, rate)
         found = self._answers(ACCOMPANY, signal, signal.form, words, sampling, output, progress)
@@ -310,7 +333,6 @@ class MGELDM:
         sampling: SamplingConfig | None,
         output: OutputConfig,
         progress: Progress | None,
-        repeat: int = 0,
     ) -> list[dict[str, audio.Wave]]:
         """The kept tracks of a task for each prompt."""
         sampling = sampling or SamplingConfig()
@@ -321,11 +343,24 @@ class MGELDM:
                 prompt=prompt,
                 words=words,
                 tracks={name: Track(parts.append, form, wanted) for name, parts in kept.items()},
-                repeat=repeat,
             )
             for (prompt, words), kept in zip(prompts.items(), blocks, strict=True)
         ]
-        done, total = 0, len(self.engine.starts(form.frames)) * sampling.evaluations * len(wishes)
+        lane = self.engine.lane(task, signal, form.frames, wishes, sampling, output)
+        self._drive(lane, form, len(wishes), sampling, output, progress)
+        return [{name: np.concatenate(parts, axis=1) for name, parts in kept.items()} for kept in blocks]
+
+    def _drive(
+        self,
+        lane: Lane,
+        form: Form,
+        wishes: int,
+        sampling: SamplingConfig,
+        output: OutputConfig,
+        progress: Progress | None,
+    ) -> None:
+        """Take the lane of some wishes to its end, and tell how far it is."""
+        done, total = 0, len(self.engine.starts(form.frames, sampling.overlap)) * sampling.evaluations * wishes
 
         def advanced(evaluations: int) -> None:
             nonlocal done
@@ -333,9 +368,7 @@ class MGELDM:
             if progress:
                 progress(done, total)
 
-        lane = self.engine.lane(task, signal, form.frames, wishes, sampling, output)
         self.engine.drive([lane], sampling, output.batch, advanced)
-        return [{name: np.concatenate(parts, axis=1) for name, parts in kept.items()} for kept in blocks]
 
 
 def _listed(prompts: str | Sequence[str]) -> list[str]:
@@ -358,11 +391,3 @@ def _kind(given: AudioLike) -> Callable[[audio.Wave], Any]:
         return torch.from_numpy(wave).to(given.device) if isinstance(given, torch.Tensor) else wave
 
     return brought
-
-
-def _converted(wave: audio.Wave, form: Form, wanted: Form) -> audio.Wave:
-    parts: list[audio.Wave] = []
-    track = Track(parts.append, form, wanted)
-    track.push(wave)
-    track.finish()
-    return np.concatenate(parts, axis=1)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -108,20 +108,51 @@ def as_wave(given: npt.NDArray[Any] | torch.Tensor) -> npt.NDArray[Any]:
     return wave
 
 
-def added(first: Signal, second: Signal) -> Signal:
-    """The sum of two signals of one form."""
+class Adder:
+    """Adds a track to a signal of the same form, block by block as the track comes."""
 
-    def blocks() -> Iterator[audio.Wave]:
-        other = Rolling(torch.from_numpy(block) for block in second.blocks())
-        position = 0
-        for block in first.blocks():
-            end = position + block.shape[1]
-            yield block + other.cut(position, end).numpy()
-            other.forget(end)
-            position = end
+    def __init__(self, signal: Signal) -> None:
+        self._blocks = Rolling(torch.from_numpy(block) for block in signal.blocks())
+        self._position = 0
 
-    peak = max((float(np.abs(block).max()) for block in blocks()), default=0.0)
-    return Signal(blocks=blocks, form=first.form, peak=peak, origin=first.origin)
+    def push(self, block: audio.Wave) -> audio.Wave:
+        """The next block of the track, with the signal added."""
+        end = self._position + block.shape[1]
+        total = self._blocks.cut(self._position, end).numpy() + block
+        self._blocks.forget(end)
+        self._position = end
+        return total
+
+
+class Spool:
+    """Sound that is kept exactly as it came, outside of memory if ``file`` is, and closed when it is no more needed."""
+
+    def __init__(self, file: IO[bytes], form: Form, origin: Form) -> None:
+        self._file, self._form, self._origin = file, form, origin
+        self._width = 4 * form.channels
+        self._frames, self._peak = 0, 0.0
+
+    def write(self, block: audio.Wave) -> None:
+        """The next block ``[channels, n]``."""
+        self._file.seek(self._frames * self._width)
+        self._file.write(block.astype(np.float32, copy=False).tobytes("F"))
+        self._frames += block.shape[1]
+        self._peak = max(self._peak, float(np.abs(block).max(initial=0.0)))
+
+    def signal(self) -> Signal:
+        """What was written; there as long as the spool is not closed."""
+        return Signal(blocks=self._blocks, form=self._form, peak=self._peak, origin=self._origin)
+
+    def close(self) -> None:
+        """Give up the sound."""
+        self._file.close()
+
+    def _blocks(self) -> Iterator[audio.Wave]:
+        step = max(1, audio.BLOCK_SAMPLES // self._form.channels)
+        for begin in range(0, self._frames, step):
+            self._file.seek(begin * self._width)
+            data = self._file.read(min(step, self._frames - begin) * self._width)
+            yield np.frombuffer(data, np.float32).reshape(-1, self._form.channels).T.copy()
 
 
 class Rolling:

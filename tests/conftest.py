@@ -50,3 +50,11 @@ def tiny_models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
     folder = tmp_path_factory.mktemp("models")
     return write_codec(folder / "codec"), write_embedder(folder / "embedder")
+
+
+@pytest.fixture(scope="session")
+def whole_model(tiny_models: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Checkpoint folder of a tiny joint model with random weights, codec and embedder in it; read only."""
+    from tests.support.models import write_joint
+
+    return write_joint(tmp_path_factory.mktemp("joint"), *tiny_models)

@@ -9,6 +9,9 @@ from manifests.errors import ConfigError
 Sampler = Literal["ddim", "dpm++2m", "heun"]
 SAMPLERS: tuple[Sampler, ...] = ("ddim", "dpm++2m", "heun")
 
+OVERLAP = 0.25
+"""Share of the crop that the next chunk of long sound has in common with the last, unless told otherwise."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingConfig:
@@ -27,6 +30,9 @@ class SamplingConfig:
     resample: int = 0
     """0: given tracks stay clean, each track having its own timestep. U from 1: RePaint instead, the paper's
     comparison (arXiv 2201.09865): one timestep for all, given tracks noised with the rest, each step taken U times."""
+    overlap: float = OVERLAP
+    """Share of the crop, 0 to less than 1, that each chunk of long sound has in common with the last and holds as it
+    was. 0: chunks know nothing of one another, and those of one sound are sampled together."""
     seed: int = 0
     """Seed of the noise."""
 
@@ -41,6 +47,8 @@ class SamplingConfig:
             raise ConfigError(f"rescale {self.rescale} must lie in 0 .. 1")
         if len(self.interval) != 2 or not 0 <= self.interval[0] <= self.interval[1] <= 1:
             raise ConfigError(f"guidance interval {self.interval} must be two levels, rising, in 0 .. 1")
+        if not 0 <= self.overlap < 1:
+            raise ConfigError(f"overlap {self.overlap} must be a share of the crop: from 0 to less than 1")
         if self.resample < 0 or (self.resample and self.sampler != "ddim"):
             raise ConfigError(
                 f"resample {self.resample} with {self.sampler}: it must be at least 0, and goes with sampler ddim only"

@@ -13,36 +13,17 @@ import numpy as np
 import pytest
 import torch
 
-from mgeldm import MGELDM, audio, files
-from mgeldm.checkpoint import CheckpointConfig, save_checkpoint
+from mgeldm import MGELDM, audio
 from mgeldm.cli import main
-from mgeldm.codec import load_codec
-from mgeldm.embedder import load_embedder
-from mgeldm.model import JointConfig, JointTransformer
+from mgeldm.files import job
+from mgeldm.model import JointTransformer
 
 RATE = 16_000
-SHAPE = JointConfig(width_per_track=32, depth=1, heads=3, timestep_features=8, latent_channels=8, embedding_dim=16)
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tiny_models: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A whole checkpoint folder, codec and embedder in it."""
-    codec, embedder = (str(path) for path in tiny_models)
-    config = CheckpointConfig(
-        model=SHAPE,
-        codec={"identity": load_codec(codec).identity},
-        embedder={"identity": load_embedder(embedder).identity},
-        prompt_template="the sound of {}",
-        crop_frames=16,
-        latent_mean=(0.0,) * 8,
-        latent_std=(1.0,) * 8,
-        silence_latent=(0.0,) * 8,
-    )
-    root = tmp_path_factory.mktemp("model")
-    save_checkpoint(root / "bare", config, JointTransformer(SHAPE, seed=0).state_dict())
-    made = MGELDM.from_pretrained(root / "bare", codec=codec, embedder=embedder, device="cpu")
-    made.save_pretrained(root / "whole", with_codec=True, with_embedder=True)
-    return root / "whole"
+@pytest.fixture
+def checkpoint(whole_model: Path) -> Path:
+    return whole_model
 
 
 @pytest.fixture
@@ -237,7 +218,7 @@ def test_progress_knows_the_total_from_the_start(
     checkpoint: Path, album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     totals: list[tuple[int, int]] = []
-    made = files.progress
+    made = job.progress
 
     def spied(*arguments: Any, **options: Any) -> Any:
         bar = made(*arguments, **options)
@@ -250,7 +231,7 @@ def test_progress_knows_the_total_from_the_start(
         bar.update = told
         return bar
 
-    monkeypatch.setattr(files, "progress", spied)
+    monkeypatch.setattr(job, "progress", spied)
     (album / "broken.wav").write_text("no audio")
     asked = [
         "extract",

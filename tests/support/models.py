@@ -1,11 +1,16 @@
-"""Tiny codec and embedder folders with random weights, the same on every run."""
+"""Tiny codec, embedder and joint model folders with random weights, the same on every run."""
 
 from pathlib import Path
 
 import torch
 
+from mgeldm import MGELDM
+from mgeldm.checkpoint import CheckpointConfig, save_checkpoint
+from mgeldm.codec import load_codec
 from mgeldm.codec.autoencoder import AutoencoderCodec, oobleck_config, save_codec
+from mgeldm.embedder import load_embedder
 from mgeldm.embedder.dual import DualConfig, DualEncoder
+from mgeldm.model import JointConfig, JointTransformer
 
 WORDS = ("backing", "bass", "drums", "guitar", "of", "piano", "sound", "synthesizer", "the", "vocals")
 
@@ -44,3 +49,22 @@ def write_embedder(folder: Path, *, sample_rate: int = 16_000, window_s: float =
         torch.manual_seed(0)
         DualEncoder(config).save(folder)
     return folder
+
+
+def write_joint(root: Path, codec: Path, embedder: Path) -> Path:
+    """A joint model with crops of 16 frames for a codec and an embedder of these, copies of them in its folder."""
+    shape = JointConfig(width_per_track=32, depth=1, heads=3, timestep_features=8, latent_channels=8, embedding_dim=16)
+    config = CheckpointConfig(
+        model=shape,
+        codec={"identity": load_codec(str(codec)).identity},
+        embedder={"identity": load_embedder(str(embedder)).identity},
+        prompt_template="the sound of {}",
+        crop_frames=16,
+        latent_mean=(0.0,) * 8,
+        latent_std=(1.0,) * 8,
+        silence_latent=(0.0,) * 8,
+    )
+    save_checkpoint(root / "bare", config, JointTransformer(shape, seed=0).state_dict())
+    made = MGELDM.from_pretrained(root / "bare", codec=str(codec), embedder=str(embedder), device="cpu")
+    made.save_pretrained(root / "whole", with_codec=True, with_embedder=True)
+    return root / "whole"

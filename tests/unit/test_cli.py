@@ -9,7 +9,6 @@ import pytest
 
 from manifests.errors import ConfigError
 from mgeldm.cli import COMMANDS, main
-from mgeldm.files import output_names, slug
 from tests.support.large import write_large
 from training.launch import weighted
 
@@ -136,16 +135,6 @@ def test_weights_of_data_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert weighted("a=b") == (Path("a=b"), None), "a folder of that name wins"
     with pytest.raises(ConfigError, match="not a number"):
         weighted("data=much")
-
-
-def test_output_names_are_unique_and_plain() -> None:
-    paths = [Path("/a/one/mix.flac"), Path("/a/two/mix.flac"), Path("/b/two/mix.flac"), Path("/c/Solo (live).wav")]
-    names = output_names(paths)
-    assert names[paths[3]] == "solo-live"
-    assert names[paths[0]] == "one-mix"
-    assert names[paths[1]].startswith("two-mix-")
-    assert len(set(names.values())) == 4
-    assert slug("Drums & Bass!") == "drums-bass"
 
 
 def test_songs_stats_filter_and_lint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

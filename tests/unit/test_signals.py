@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from manifests.errors import AudioError, ConfigError
 from mgeldm import audio
 from mgeldm.outputs import OutputConfig, Track
-from mgeldm.signals import Form, Rolling, added, open_signal
+from mgeldm.signals import Adder, Form, Rolling, Spool, open_signal
 
 
 def noise(channels: int, frames: int, seed: int = 0) -> audio.Wave:
@@ -101,9 +101,29 @@ class TestStreams:
 
     def test_a_sum(self) -> None:
         first, second = noise(2, 5000, 1), noise(2, 5000, 2)
-        found = added(open_signal(first, 8_000, 2), open_signal(second, 8_000, 2))
-        np.testing.assert_allclose(found.whole(), first + second, atol=1e-7)
-        assert found.peak == np.abs(first + second).max()
+        adder = Adder(open_signal(first, 8_000, 2))
+        parts = [adder.push(second[:, begin : begin + 900]) for begin in range(0, 5000, 900)]
+        np.testing.assert_array_equal(np.concatenate(parts, axis=1), first + second)
+
+    @pytest.mark.parametrize("channels", [1, 2])
+    def test_what_is_spooled_comes_back_to_the_last_bit(
+        self, channels: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(audio, "BLOCK_SAMPLES", 1000)
+        wave, form = noise(channels, 5000), Form(rate=8_000, channels=channels, frames=5000)
+        with open(tmp_path / "spool", "w+b") as file:
+            spool = Spool(file, form, form)
+            for begin in range(0, 5000, 700):
+                spool.write(wave[:, begin : begin + 700])
+            found = spool.signal()
+            first = iter(found.blocks())
+            next(first)
+            # Two read it at a time.
+            np.testing.assert_array_equal(found.whole(), wave)
+            np.testing.assert_array_equal(next(first), wave[:, 1000 // channels : 2 * (1000 // channels)])
+            assert found.peak == np.abs(wave).max()
+            spool.close()
+            assert file.closed
 
     def test_rolling_keeps_what_is_asked_for(self) -> None:
         rolling = Rolling(iter(torch.arange(100).split(7)))

@@ -1,0 +1,32 @@
+"""The network as the tasks call it: in full precision or bfloat16, plain or compiled."""
+
+from typing import Literal, TypeAlias, get_args
+
+import torch
+from torch import Tensor
+
+from manifests.errors import ConfigError
+from mgeldm.sampling import VelocityModel
+
+Precision: TypeAlias = Literal["float32", "bfloat16"]
+
+
+def prepared(network: VelocityModel, device: torch.device, precision: Precision, compiled: bool) -> VelocityModel:
+    """The network, run under autocast if it is not to be exact, and compiled at its first use if that is asked for.
+
+    Latents and velocities stay float32 in between, as do timesteps and positions inside.
+
+    Raises:
+        ConfigError: there is no such precision.
+    """
+    if precision not in get_args(Precision):
+        raise ConfigError(f"precision {precision!r} is none of {', '.join(get_args(Precision))}")
+    forward: VelocityModel = torch.compile(network) if compiled else network
+    if precision == "float32":
+        return forward
+
+    def cast(latents: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            return forward(latents, timesteps, embeddings)
+
+    return cast
