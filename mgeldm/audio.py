@@ -203,11 +203,19 @@ def writing(path: Path | str, rate: int, channels: int, frames: int = 0) -> Iter
     suffix = Path(path).suffix.lower()
     subtype = {".wav": "FLOAT", ".flac": "PCM_24"}.get(suffix)
     kind = "RF64" if suffix == ".wav" and 4 * frames * channels > _WAV_BYTES else None
-    with (
-        atomic_path(path) as temporary,
-        soundfile.SoundFile(temporary, "w", rate, channels, subtype, format=kind) as sound,
-    ):
-        yield Writer(sound)
+    with atomic_path(path) as temporary:
+        with soundfile.SoundFile(temporary, "w", rate, channels, subtype, format=kind) as sound:
+            yield Writer(sound)
+        _without_time(temporary)
+
+
+def _without_time(path: Path) -> None:
+    """Take out the time that libsndfile puts into the PEAK chunk of a float WAV: equal sound is to be equal bytes."""
+    with open(path, "r+b") as file:
+        head = file.read(512)
+        if head[8:12] == b"WAVE" and (place := head.find(b"PEAK")) > 0:
+            file.seek(place + 12)  # after the name, the length and the version
+            file.write(bytes(4))
 
 
 def save(path: Path | str, wave: Wave, rate: int) -> None:

@@ -5,7 +5,9 @@ import logging
 import os
 import sys
 
-from manifests.errors import MGELDMError
+from torch.distributed import DistError
+
+from manifests.errors import MGELDMError, ShardError, StoreError
 from training.launch import launch
 
 OK, USAGE = 0, 2
@@ -18,9 +20,17 @@ def main() -> int:
     logging.basicConfig(level=level, format="%(levelname).1s %(message)s", stream=sys.stderr)
     try:
         result = launch(sys.argv[1:], prog="python -m training")
+    except (ShardError, StoreError) as error:  # what one process alone may meet
+        print(f"training: {error}", file=sys.stderr)
+        return USAGE
     except MGELDMError as error:
         if first:
             print(f"training: {error}", file=sys.stderr)
+        return USAGE
+    except RuntimeError as error:
+        if not isinstance(error, DistError) and "gloo" not in str(error):
+            raise
+        print("training: another process has ended; what it met is in its line", file=sys.stderr)
         return USAGE
     if first:
         print(json.dumps(result))

@@ -27,7 +27,7 @@ Calibrate = Literal["auto", "always", "never"]
 STEPS = 20
 """Steps that are timed, after some to warm up."""
 _WARM = 3
-_AFFORDABLE = 5e11
+_AFFORDABLE = 1e11
 """FLOPs of a step up to which "auto" times them on a CPU: about a minute."""
 _FLOAT32 = 4
 

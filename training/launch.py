@@ -41,6 +41,8 @@ def launch(arguments: Sequence[str], prog: str = "mgeldm train") -> dict[str, An
         # Of several processes only the first shows anything, and needs the machine for itself.
         calibrate: Calibrate = parsed.calibrate if os.environ.get("RANK", "0") == "0" else "never"
         return dry_run(config, data, calibrate=calibrate, processes=_processes(parsed))
+    if not parsed.ray and (parsed.nodes, parsed.gpus_per_node, parsed.cpu_workers) != (1, 1, 0):
+        raise ConfigError("--nodes, --gpus-per-node and --cpu-workers go with --ray; else start processes by torchrun")
     if parsed.ray:
         from training.on_ray import train_on_ray
 

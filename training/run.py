@@ -24,6 +24,7 @@ from training.config import TrainConfig, flat
 from training.ema import WeightAverage
 from training.guard import Guard
 from training.noising import Examples, noised, track_errors
+from training.order import Order
 from training.parallel import Workers, accumulating, distribute, like, regather, whole
 from training.run_files import STATE_FILE, load_state, save_state
 from training.schedules import factor, needs_end
@@ -91,7 +92,7 @@ class Run:
             config.objective,
             config.tracks,
         )
-        self._data = _data_identity(sets, shares)
+        self._data = _data_identity(sets, shares, config.stream.order)
 
     def train_step(self, examples: Examples, *, stop: bool = False) -> dict[str, float]:
         """One optimiser step; returns loss, learning rate, gradient norm and loss of each track, over all processes.
@@ -244,6 +245,6 @@ def _fixed(config: TrainConfig) -> dict[str, Any]:
     return {key: value for key, value in flat(asdict(config)).items() if key not in free}
 
 
-def _data_identity(sets: Sequence[ShardSet], shares: npt.NDArray[np.float64]) -> str:
+def _data_identity(sets: Sequence[ShardSet], shares: npt.NDArray[np.float64], order: Order) -> str:
     cards = [[s.card.encoder, s.card.latent_mean, s.card.latent_std] for s in sets]
-    return content_hash([cards, shares.tolist(), [s.identity() for s in sets]])
+    return content_hash([cards, shares.tolist(), [s.identity(order) for s in sets]])

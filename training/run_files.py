@@ -9,16 +9,20 @@ from typing import Any, Self
 import torch
 
 from manifests.atomic import atomic_path, write_bytes
-from manifests.errors import CheckpointError, ConfigError
+from manifests.errors import CheckpointError, ConfigError, StoreError
 
 STATE_FILE = "state.pt"
 METRICS_FILE = "metrics.jsonl"
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write a state atomically."""
-    with atomic_path(path) as temporary:
-        torch.save(state, temporary)
+    """Write a state atomically. Raises StoreError when the disk is full or fails."""
+    try:
+        with atomic_path(path) as temporary:
+            torch.save(state, temporary)
+    except (OSError, RuntimeError) as error:  # torch's writer of archives raises the latter
+        reason = str(error).partition("\n")[0]
+        raise StoreError(f"{path}: cannot be written ({reason}); free some space, and the same call goes on") from None
 
 
 def load_state(path: Path, device: torch.device | str = "cpu") -> dict[str, Any] | None:

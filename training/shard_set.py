@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 from manifests.errors import ShardError
 from manifests.shards import TRACKS, DatasetCard, npy_header, read_card, read_index_table, read_prompts
 from training.conditions import training_conditions
+from training.order import Order
 from training.shard_bytes import ShardBytes
 from training.shard_cache import ShardCache
 
@@ -104,9 +105,11 @@ class ShardSet:
         """Window ids."""
         return list(self._keys.take(pa.array(rows)).to_pylist())
 
-    def identity(self) -> str:
-        """Hash over keys and contents of all samples."""
+    def identity(self, order: Order = "shuffled") -> str:
+        """Hash over keys and contents of all samples, and over which share a shard, where the order goes by that."""
         digest = hashlib.sha256()
+        if order == "shards":
+            digest.update(self.shards.astype("<i8").tobytes())
         for begin in range(0, len(self), _SLICE):
             for column in (self._keys, self._checksums):
                 digest.update("\n".join(column.slice(begin, _SLICE).to_pylist()).encode())

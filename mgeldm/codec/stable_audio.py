@@ -134,7 +134,7 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
             "it again; else save its state_dict alone, as unwrap_model.py of stable-audio-tools does"
         ) from None
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
-    return {key: value for key, value in state.items() if isinstance(value, torch.Tensor)}
+    return {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:

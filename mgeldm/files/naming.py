@@ -14,6 +14,7 @@ from pathlib import Path, PurePath
 
 from manifests.corpora.base import AUDIO_SUFFIXES
 from manifests.errors import ConfigError
+from mgeldm.files.results import RESULTS_FILE, files_of
 from mgeldm.tasks import TASKS
 
 _DIGITS = 8
@@ -28,7 +29,7 @@ def find_inputs(inputs: Sequence[Path], out: Path, results: Collection[str] = ()
     """Every input file once, and the folder below the results' where its outputs belong.
 
     A folder stands for the audio files below it, without hidden ones, without ``results``, which are files of ``out``,
-    and without all of ``out`` where that is a folder inside.
+    without all of ``out`` where that is a folder inside, and without the results of other commands in folders inside.
 
     Raises:
         ConfigError: a folder holds none.
@@ -39,6 +40,8 @@ def find_inputs(inputs: Sequence[Path], out: Path, results: Collection[str] = ()
         if not given.is_dir():
             found.setdefault(os.path.abspath(given), (given, PurePath()))
             continue
+        for other in given.rglob(RESULTS_FILE):
+            done |= {(other.parent / file).resolve() for file in files_of(other)}
         inside = place != given.resolve() and place.is_relative_to(given.resolve())
         files = [
             path
@@ -60,19 +63,28 @@ def find_inputs(inputs: Sequence[Path], out: Path, results: Collection[str] = ()
     return dict(found.values())
 
 
-def output_names(inputs: Sequence[Path], folders: Mapping[Path, PurePath] | None = None) -> dict[Path, str]:
+def output_names(
+    inputs: Sequence[Path],
+    folders: Mapping[Path, PurePath] | None = None,
+    taken: Mapping[str, str] | None = None,
+) -> dict[Path, str]:
     """A name for each input, in its folder if it has one; in whatever order they come, the same.
 
     That of the file; where several would share it, with that of its folder before it; where that does not tell them
-    apart either, with digits of a hash of the path.
+    apart either, with digits of a hash of the path. ``taken`` are names of earlier commands with the absolute paths of
+    their inputs: they are nobody else's.
     """
-    folders = folders or {}
+    folders, taken = folders or {}, taken or {}
     levels = dict.fromkeys(inputs, 0)
     while True:
         places = {path: folders.get(path, PurePath()) / _name(path, level) for path, level in levels.items()}
         names = {path: printable(place.as_posix()) for path, place in places.items()}
         counts = Counter(names.values())
-        shared = [path for path in inputs if counts[names[path]] > 1]
+        shared = [
+            path
+            for path in inputs
+            if counts[names[path]] > 1 or taken.get(names[path], place := printable(os.path.abspath(path))) != place
+        ]
         if not shared:
             return names
         for path in shared:

@@ -221,7 +221,7 @@ class Plan:
 def plan_files(order: Order, inputs: Sequence[Path], store: Store) -> Plan:
     """The plan for inputs. Raises ConfigError."""
     found = find_inputs(inputs, store.out, store.files)
-    return Plan(order, order.of_files(output_names(list(found), found)), store)
+    return Plan(order, order.of_files(output_names(list(found), found, store.names)), store)
 
 
 def plan_mixes(order: Order, form: Form, store: Store) -> Plan:

@@ -1,10 +1,11 @@
 """``results.json``: what was asked, what came out, and which files of a folder are a command's own."""
 
 import json
+import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypeAlias
 
 from manifests.atomic import TEMPORARY_PREFIX, abandoned, check_writable, write_json
@@ -34,7 +35,7 @@ class FileResult:
     """Time from its begin to its end; that of others that were sampled with it is in it."""
     precision: str = "float32"
     key: str = ""
-    """Hash over input, prompt, sampling, form and model: equal keys, equal results."""
+    """Hash over input, prompt, sampling, form and model: equal keys, equal results, but for rounding."""
     given_key: str = ""
     """Hash over what the given file was made of: equal keys, equal files."""
     reference: dict[str, str] = field(default_factory=dict)
@@ -90,8 +91,17 @@ class Store:
     @property
     def files(self) -> set[str]:
         """Every file that is a command's own."""
-        rows = [*self._earlier, *self._rows.values()]
-        return {file for row in rows for file in (*row.claims, *row.reference.values())} | self._leftover
+        return _files([*self._earlier, *self._rows.values()]) | self._leftover
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What inputs of earlier commands are called, each with its absolute path."""
+        return {
+            file.removesuffix(f"-{track}{PurePath(file).suffix}"): os.path.abspath(row.input)
+            for row in self._earlier
+            if row.input
+            for track, file in row.given.items()
+        }
 
     def find(self, key: str) -> FileResult | None:
         """The row of a key, if its files are all there."""
@@ -146,7 +156,7 @@ class Store:
         rows = tuple(row for _, row in sorted(self._rows.items(), key=lambda item: item[0]))
         keys = {row.key for row in rows}
         stay = tuple(row for row in self._earlier if row.key not in keys)
-        named = {file for row in (*rows, *stay) for file in (*row.claims, *row.reference.values())}
+        named = _files([*rows, *stay])
         results = FileResults(
             model=self._model,
             results=rows,
@@ -181,6 +191,19 @@ def read_results(path: Path) -> tuple[list[FileResult], list[str]]:
             f"{path}: no results of this version ({type(error).__name__}: {reason}), and it will not be written over; "
             "move it away, or choose another folder"
         ) from None
+
+
+def files_of(path: Path) -> set[str]:
+    """The files that a ``results.json`` lists; none where it is not ours."""
+    try:
+        rows, leftover = read_results(path)
+    except ConfigError:
+        return set()
+    return _files(rows) | set(leftover)
+
+
+def _files(rows: Iterable[FileResult]) -> set[str]:
+    return {file for row in rows for file in (*row.claims, *row.reference.values())}
 
 
 def amend(out: Path, rows: Iterable[FileResult]) -> None:

@@ -65,6 +65,36 @@ def test_a_folder_keeps_its_names(
         assert len(again["results"]) == 3
 
 
+def test_another_input_of_the_same_name_takes_nothing_from_the_first(
+    checkpoint: Path, album: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    for name in ("cd1/mix.wav", "cd2/mix.flac", "cd1/mix.wav"):
+        assert run(["extract", album / name, "--prompt", "drums", "--model", checkpoint, "--out", out], capsys)[0] == 0
+    rows = json.loads((out / "results.json").read_text())["results"]
+    assert sorted(row["outputs"]["source"] for row in rows) == [
+        "cd2-mix-extract-drums-source.wav",
+        "mix-extract-drums-source.wav",
+    ]
+
+
+def test_results_of_another_command_are_no_input(
+    checkpoint: Path, album: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for prompt in ("drums", "bass"):
+        command = ["extract", album, "--prompt", prompt, "--model", checkpoint, "--out", album / prompt]
+        assert len(run(command, capsys)[1]["results"]) == 3
+
+
+def test_the_same_sound_is_the_same_bytes(tmp_path: Path) -> None:
+    wave = np.random.default_rng(0).normal(0, 0.1, (1, 100)).astype(np.float32)
+    for name in ("a.wav", "b.wav"):
+        audio.save(tmp_path / name, wave, RATE)
+        time.sleep(1.1)  # the format has a place for the second
+    assert (tmp_path / "a.wav").read_bytes() == (tmp_path / "b.wav").read_bytes()
+    np.testing.assert_array_equal(audio.read(tmp_path / "a.wav"), wave)
+
+
 def test_a_folder_without_audio_is_one_line(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,7 @@
 """Checkpoints: what is written is read, and what is not whole is refused."""
 
 import json
+import math
 import os
 import stat
 from dataclasses import replace
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from manifests.errors import CheckpointError
 from mgeldm import checkpoint
@@ -91,6 +93,14 @@ def test_truncated_weights(folder: Path) -> None:
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     assert "not a readable checkpoint" in refusal(folder)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite(folder: Path, value: float) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["transformer.project_out.weight"][1, 2] = value
+    save_file(weights, folder / "model.safetensors")
+    assert "1 that are not finite (transformer.project_out.weight)" in refusal(folder)
 
 
 def test_truncated_config(folder: Path) -> None:

@@ -247,12 +247,31 @@ def test_an_embedder_of_another_dimension_is_refused(released: Path, tmp_path: P
             "1 of another shape (transformer.project_out.weight [2, 2] instead of [24, 96])",
         ),
         (lambda state: state.pop("model_dit.preprocess_conv.weight"), "'preprocess_conv.weight' is missing"),
+        (
+            lambda state: state["model_dit.transformer.project_out.weight"].mul_(torch.nan),
+            "1 that are not finite (transformer.project_out.weight)",
+        ),
+        (
+            lambda state: state.update(
+                {"model_dit.transformer.project_out.weight": torch.zeros(24, 96).to_sparse(), 7: torch.zeros(1)}
+            ),
+            "1 that are no plain numbers (transformer.project_out.weight)",
+        ),
+        *(
+            (
+                lambda state, wide=wide: state.update(
+                    {"model_dit.transformer.layers.0.to_scale_shift_gate.2.weight": torch.zeros(10, wide, 1)}
+                ),
+                f"a width of 96 is not made of tracks of width {wide} each",
+            )
+            for wide in (0, 10_000)
+        ),
     ],
 )
 def test_weights_that_do_not_fit_are_named(
     tmp_path: Path, network_state: State, change: Callable[[State], Any], words: str
 ) -> None:
-    state = dict(network_state)
+    state = {key: value.clone() for key, value in network_state.items()}
     change(state)
     torch.save({"state_dict": state}, tmp_path / "file.ckpt")
     with pytest.raises(CheckpointError) as caught:

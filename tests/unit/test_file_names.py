@@ -37,6 +37,13 @@ def test_a_longer_name_is_not_another_s_short_one() -> None:
     assert names[Path("/b/mix.wav")] == "b-mix"
 
 
+def test_a_name_of_an_earlier_command_is_its_input_s_alone() -> None:
+    taken = {"song": "/a/song.wav", "b-song": "/x/b-song.wav"}
+    assert output_names([Path("/a/song.wav")], taken=taken) == {Path("/a/song.wav"): "song"}
+    assert output_names([Path("/c/song.wav")], taken=taken) == {Path("/c/song.wav"): "c-song"}
+    assert output_names([Path("/b/song.wav")], taken=taken)[Path("/b/song.wav")].startswith("b-song-")
+
+
 @given(paths=PATHS, data=st.data())
 @example(paths=[Path("/a/mix"), Path("/b/mix"), Path("/c/a-mix")], data=None)
 def test_names_are_unique_and_the_same_in_any_order(paths: list[Path], data: st.DataObject | None) -> None:

@@ -435,3 +435,11 @@ class TestLoadingAhead:
         assert [next(batches), next(batches)] == [2, 3]
         with pytest.raises(ZeroDivisionError):
             next(batches)
+
+
+def test_which_samples_share_a_shard_counts_where_the_order_goes_by_shards(tmp_path: Path) -> None:
+    one, other = (
+        ShardSet(write_dataset(tmp_path / str(size), {"train": 12}, per_shard=size), "train", 40) for size in (4, 7)
+    )
+    assert one.identity() == other.identity()
+    assert one.identity("shards") != other.identity("shards")

@@ -147,6 +147,7 @@ class TestRefused:
             (["--present", "[mix]"], "patterns.submix_given must be 0, since 'submix' is not among present"),
             (["--present", "[vocals]"], "present ['vocals']: give one or more of mix, submix, source"),
             (["--listen_every", "5"], "needs tensorboard"),
+            (["--nodes", "4"], "--nodes, --gpus-per-node and --cpu-workers go with --ray"),
             (["--stems.instruments", "[bass, organ]"], "no window has 'organ' as a source; sources are bass, drums"),
             (["--stems.instruments", "[bass]", "--present", "[mix]"], "and present ['mix']: choose one"),
             (["--wandb", "mine"], "the package is not installed; `pip install wandb`"),

@@ -3,17 +3,19 @@
 import math
 import os
 import signal
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from manifests.errors import ConfigError
+from manifests.errors import ConfigError, StoreError
 from mgeldm.diffusion.timesteps import TimestepPatterns
 from training.guard import LEARNED, Guard
 from training.noising import Noising, track_errors
 from training.preemption import Preemption
 from training.randomness import Purpose
+from training.run_files import save_state
 from training.schedules import Schedule, factor
 
 
@@ -145,3 +147,17 @@ class TestPreemption:
             os.kill(os.getpid(), signal.SIGTERM)
             assert preemption.asked
         assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("unexpected pos 64 vs 0")])
+def test_a_state_that_cannot_be_written_is_one_line_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(state: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise error
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(StoreError, match=r"state.pt: cannot be written \(.*\); free some space"):
+        save_state(tmp_path / "state.pt", {})
+    assert list(tmp_path.iterdir()) == []

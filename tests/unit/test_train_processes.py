@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from manifests.shards import SHARDS_FOLDER, read_index
 from tests.support.shards import write_dataset
 from tests.support.training_processes import SAME, STRIKES, command, losses, rows, run, start, strike, write_recipe
 
@@ -50,7 +51,6 @@ def test_the_number_of_processes_may_change_on_the_way(recipe: Path, data: Path,
     for steps, processes, options in (
         (14, 2, ["--parallel", "fsdp"]),
         (28, 1, []),
-        (35, 2, ["--parallel", "fsdp"]),
         (50, 2, []),
     ):
         run(command(recipe, data, tmp_path, "--steps", str(steps), *options, processes=processes))
@@ -98,3 +98,20 @@ def test_a_batch_that_cannot_be_divided_is_refused_in_one_line(recipe: Path, dat
         "choose a multiple of 2"
     ]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_what_one_process_alone_meets_is_told_by_it(recipe: Path, tmp_path: Path) -> None:
+    """Each of two examples is read by another process; one of them is damaged."""
+    data = write_dataset(tmp_path / "data", {"train": 2}, frames=12)
+    row = read_index(data)[1]
+    shard = data / SHARDS_FOLDER / row.shard
+    content = bytearray(shard.read_bytes())
+    content[row.latents_offset : row.latents_offset + 4] = b"torn"
+    shard.write_bytes(content)
+    options = ["--stream.batch", "2", "--steps", "2"]
+    process = start(command(recipe, data, tmp_path / "run", *options, processes=2))
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0
+    told = [line for line in err.splitlines() if line.startswith("training: ")]
+    assert any(row.key in line and row.shard in line for line in told), err[-3000:]
