@@ -364,7 +364,11 @@ def _generate(arguments: Sequence[str]) -> int:
 
 def _model_options(parser: "ArgumentParser", *kinds: type) -> None:
     parser.add_argument("--prompt", action="append", required=True, help="what to play, in words; repeatable")
-    parser.add_argument("--model", required=True, help="checkpoint folder of `mgeldm train`, or a hub id OWNER/NAME")
+    parser.add_argument(
+        "--model",
+        default="default",
+        help="checkpoint folder of `mgeldm train`, or a hub id OWNER/NAME; by default the small one that is shipped",
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for audio files and results.json")
     parser.add_argument(
         "--codec", default="default", help="codec folder or hub id, if not that in the checkpoint or the one shipped"

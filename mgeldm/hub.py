@@ -26,8 +26,17 @@ PARTS = {"codec": codec_folder, "embedder": embedder_folder}
 """Folders inside a checkpoint's, and what finds them by name."""
 
 
+DEFAULT_MODEL = "default"
+_SHIPPED = Path(__file__).parent / "model" / "tiny-16k"
+
+
 def model_folder(name: Path | str) -> Path:
-    """The checkpoint folder that ``name`` stands for. Raises CheckpointError for a hub id that cannot be fetched."""
+    """The checkpoint folder that ``name`` stands for; "default" is the one shipped.
+
+    Raises CheckpointError for a hub id that cannot be fetched.
+    """
+    if str(name) == DEFAULT_MODEL:
+        return _SHIPPED
     files = [CONFIG_FILE, CARD_FILE, *(f"{part}/*" for part in PARTS)]
     return find_folder(str(name), "model", files, [[WEIGHTS_FILE]])
 

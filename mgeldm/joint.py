@@ -66,7 +66,7 @@ class MGELDM:
     @classmethod
     def from_pretrained(
         cls,
-        name: Path | str,
+        name: Path | str = "default",
         *,
         codec: Path | str = "default",
         embedder: Path | str = "default",
@@ -77,7 +77,8 @@ class MGELDM:
         """Load a checkpoint.
 
         Args:
-            name: Checkpoint folder, or the id OWNER/NAME of one on the Hugging Face hub.
+            name: Checkpoint folder, or the id OWNER/NAME of one on the Hugging Face hub; "default" is the small one
+                that is shipped.
             codec: Name of the codec; "default" is that in the folder's ``codec``, else the one shipped.
             embedder: Likewise.
             device: auto, cpu, cuda or cuda:N.

@@ -16,7 +16,7 @@ def test_a_schedule_is_drawn_from_its_seed_and_holds_every_kind() -> None:
 @pytest.mark.timeout(600)
 def test_after_every_kind_of_strike_the_data_set_is_that_of_an_undisturbed_run(tmp_path: Path) -> None:
     lines: list[str] = []
-    outcome = drill(tmp_path, schedule(4, 8), lines.append, {"train": 10, "test": 2})
+    outcome = drill(tmp_path, schedule(4, 8), lines.append, {"train": 8, "test": 1})
     assert outcome.problems == []
     assert outcome.survived.keys() == WEIGHTS.keys()
     # One in the folder and one in the bucket at least.

@@ -35,7 +35,7 @@ def alone(recipe: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("options", [[], ["--accumulate", "2"], ["--parallel", "fsdp"]], ids=["ddp", "parts", "fsdp"])
+@pytest.mark.parametrize("options", [["--accumulate", "2"], ["--parallel", "fsdp"]], ids=["ddp", "fsdp"])
 def test_two_processes_give_the_curve_of_one(
     recipe: Path, data: Path, alone: Path, tmp_path: Path, options: list[str]
 ) -> None:

@@ -42,8 +42,8 @@ def refusal(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
         ([*EXTRACT, "--zzz"], "no option --zzz"),
         (["generate", "x", "--prompt", "x", "--model", "m", "--out", "o"], "x: more than it takes"),
         (["generate", "--prompt", "x", "--seconds", "long"], "--seconds long: it must be a number"),
-        (["extract", "a.wav", "--prompt", "drums"], "missing: --model, --out"),
-        (["extract"], "missing: AUDIO, --prompt, --model, --out"),
+        (["extract", "a.wav", "--prompt", "drums"], "missing: --out"),
+        (["extract"], "missing: AUDIO, --prompt, --out"),
         (["convert", "x.ckpt"], "missing: --out"),
         (
             ["convert", "x.ckpt", "--out", "o", "--norm", "batch"],
