@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal, TypeAlias, get_args
 
 import numpy as np
@@ -37,6 +38,10 @@ class OutputConfig:
     """Prompts and files that are sampled at a time."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.batch, Integral) or not isinstance(self.consistent, bool):
+            raise ConfigError(
+                f"batch {self.batch!r} must be a whole number, consistent {self.consistent!r} True or False"
+            )
         if self.batch < 1:
             raise ConfigError(f"batch {self.batch}: at least 1 is sampled at a time")
         for name, kinds in (("output_rate", OutputForm), ("output_channels", OutputForm), ("refine", Refinement)):

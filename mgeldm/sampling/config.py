@@ -1,7 +1,9 @@
 """What a person may choose about sampling."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Literal
 
 from manifests.errors import ConfigError
@@ -39,6 +41,14 @@ class SamplingConfig:
     def __post_init__(self) -> None:
         if self.sampler not in SAMPLERS:
             raise ConfigError(f"sampler {self.sampler!r} is none of {', '.join(SAMPLERS)}")
+        for name in ("steps", "seed", "resample"):
+            if not isinstance(value := getattr(self, name), Integral):
+                raise ConfigError(f"sampling {name} {value!r} must be a whole number")
+        if not isinstance(self.guidance, Real | Sequence):
+            raise ConfigError(f"guidance {self.guidance!r} must be a number of at least 0, or one for each track")
+        for name, value in (("guidance", self.scales), ("rescale", [self.rescale]), ("overlap", [self.overlap])):
+            if not all(isinstance(number, Real) for number in value):
+                raise ConfigError(f"{name} {getattr(self, name)!r} must be made of numbers")
         if self.steps < 1 or self.seed < 0:
             raise ConfigError(f"sampling steps {self.steps} must be at least 1, and seed {self.seed} at least 0")
         if not self.scales or not all(0 <= scale < math.inf for scale in self.scales):
@@ -57,7 +67,7 @@ class SamplingConfig:
     @property
     def scales(self) -> tuple[float, ...]:
         """The scales of guidance: one for all tracks, or one for each."""
-        return (self.guidance,) if isinstance(self.guidance, int | float) else tuple(self.guidance)
+        return tuple(self.guidance) if isinstance(self.guidance, Sequence) else (self.guidance,)
 
     @property
     def evaluations(self) -> int:

@@ -334,6 +334,11 @@ class TestRePaint:
         ({"interval": (0.0, math.nan)}, "interval"),
         ({"resample": -1, "sampler": "ddim"}, "resample -1"),
         ({"resample": 2, "sampler": "heun"}, "resample 2 with heun"),
+        ({"steps": 2.5}, "steps 2.5 must be a whole number"),
+        ({"seed": "1"}, "seed '1' must be a whole number"),
+        ({"guidance": "3"}, "guidance '3' must be made of numbers"),
+        ({"guidance": None}, "guidance None"),
+        ({"rescale": "0.5"}, "rescale '0.5' must be made of numbers"),
     ],
 )
 def test_wrong_choices_are_refused_in_one_line(wrong: dict[str, object], words: str) -> None:
