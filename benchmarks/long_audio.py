@@ -1,6 +1,6 @@
 """An hour of audio through extract on a CPU: peak memory beside that of six minutes, and how loud the seams are.
 
-A tiny model, trained for a minute on the example corpora; a mix of them, repeated.
+The shipped model; a mix of the example corpora, repeated.
 """
 
 import json
@@ -8,23 +8,19 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import librosa
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.result import EXAMPLES, Result, example_data
-from mgeldm import audio
-from mgeldm.codec import CodecSpec, load_codec
+from benchmarks.result import EXAMPLES, Result
+from mgeldm import MGELDM, audio
+from mgeldm.codec import CodecSpec
 from mgeldm.engine import crop_starts
 from mgeldm.sampling import OVERLAP
-from training.config import load_recipe, recipe_path
-from training.loop import train
 
 MINUTES = (6, 60)
-TRAINING_STEPS = 300
 SAMPLING_STEPS = 4
 MIX = EXAMPLES / "minislakh" / "test" / "Track00006" / "mix.flac"
 _EXTRACT = """
@@ -35,11 +31,11 @@ from mgeldm import MGELDM
 from mgeldm.files import run_on_files
 from mgeldm.sampling import SamplingConfig
 
-checkpoint, mix, out, steps = sys.argv[1:]
-model = MGELDM.from_pretrained(checkpoint, device="cpu")
+mix, out, steps = sys.argv[1:]
+model = MGELDM.from_pretrained(device="cpu")
 begin = time.perf_counter()
 sampling = SamplingConfig(steps=int(steps), sampler="dpm++2m")
-done = run_on_files("extract", model, checkpoint, [Path(mix)], ["drums"], Path(out), sampling)
+done = run_on_files("extract", model, "default", [Path(mix)], ["drums"], Path(out), sampling)
 seconds = time.perf_counter() - begin
 status = Path("/proc/self/status").read_text().splitlines()
 peak = next(int(line.split()[1]) / 1024 for line in status if line.startswith("VmHWM"))
@@ -50,10 +46,8 @@ print(json.dumps({"mib": peak, "seconds": seconds, "file": done.results[0].outpu
 def run() -> Iterator[Result]:
     with tempfile.TemporaryDirectory(prefix="mgeldm-bench-") as place:
         folder = Path(place)
-        recipe = load_recipe(recipe_path("tiny"), [])
-        recipe = replace(recipe, steps=TRAINING_STEPS, device="cpu")
-        checkpoint = Path(train(recipe, [(example_data() / "data", None)], folder / "run").checkpoint)
-        measured = {minutes: _extract(checkpoint, folder, minutes) for minutes in MINUTES}
+        model = MGELDM.from_pretrained(device="cpu")
+        measured = {minutes: _extract(folder, minutes) for minutes in MINUTES}
         short, long = (measured[minutes] for minutes in MINUTES)
         yield Result(
             name="long_audio.memory_at_1h_vs_6min",
@@ -69,7 +63,7 @@ def run() -> Iterator[Result]:
             },
         )
         wave = audio.read(folder / "60" / long["file"])[0]
-        at_seams, elsewhere = seam_change(wave, load_codec().spec, recipe.stream.crop_frames)
+        at_seams, elsewhere = seam_change(wave, model.codec.spec, model.config.crop_frames)
         yield Result(
             name="long_audio.seam_vs_frame_change",
             value=float(np.mean(at_seams) / np.mean(elsewhere)),
@@ -104,7 +98,7 @@ def seam_change(
     return change[is_seam].astype(np.float64), change[~is_seam].astype(np.float64)
 
 
-def _extract(checkpoint: Path, folder: Path, minutes: int) -> dict[str, float]:
+def _extract(folder: Path, minutes: int) -> dict[str, float]:
     """Extract from a mix of so many minutes, in a process of its own."""
     rate = audio.probe(MIX).sample_rate
     wave = audio.read(MIX)
@@ -114,6 +108,6 @@ def _extract(checkpoint: Path, folder: Path, minutes: int) -> dict[str, float]:
         while left > 0:
             writer.write(wave[:, :left])
             left -= wave.shape[1]
-    command = [sys.executable, "-c", _EXTRACT, str(checkpoint), str(path), str(folder / str(minutes))]
+    command = [sys.executable, "-c", _EXTRACT, str(path), str(folder / str(minutes))]
     done = subprocess.run([*command, str(SAMPLING_STEPS)], cwd=EXAMPLES.parent, check=True, stdout=subprocess.PIPE)
     return json.loads(done.stdout)
