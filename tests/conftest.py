@@ -24,6 +24,17 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """torch computes on one core: as fast here, and to the same last bit everywhere."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
 def on_ray() -> Iterator[RunnerConfig]:
     """Configuration of a runner on a Ray cluster of two CPUs; gone by the next module, which may want another."""
     import ray

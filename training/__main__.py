@@ -5,8 +5,6 @@ import logging
 import os
 import sys
 
-from torch.distributed import DistError
-
 from manifests.errors import MGELDMError, ShardError, StoreError
 from training.launch import launch
 
@@ -28,6 +26,8 @@ def main() -> int:
             print(f"training: {error}", file=sys.stderr)
         return USAGE
     except RuntimeError as error:
+        from torch.distributed import DistError
+
         if not isinstance(error, DistError) and "gloo" not in str(error):
             raise
         print("training: another process has ended; what it met is in its line", file=sys.stderr)

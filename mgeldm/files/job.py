@@ -12,9 +12,8 @@ from manifests.errors import AudioError
 from mgeldm import audio
 from mgeldm.chain import Chain
 from mgeldm.engine import Lane, Wish
-from mgeldm.files.naming import printable
 from mgeldm.files.order import Ask, FileConfig, Order, Plan, plan_files, plan_mixes
-from mgeldm.files.results import FileResult, FileResults, Store
+from mgeldm.files.results import FileResult, FileResults, Store, failure, printable
 from mgeldm.joint import MGELDM
 from mgeldm.outputs import OutputConfig, Track
 from mgeldm.progress import progress
@@ -131,8 +130,7 @@ class _Job:
         except AudioError as error:
             logger.error("%s", error)
             self._expect(number, 0)
-            failure = {"input": str(path), "code": error.code, "message": str(error)}
-            self._store.fail(number, {name: printable(text) for name, text in failure.items()})
+            self._store.fail(number, failure(path, error))
 
     def _each(self, asks: Sequence[Ask], signal: Signal) -> Lane:
         """Each prompt by itself, all at a time."""

@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 
 from manifests.corpora.base import AUDIO_SUFFIXES
 from manifests.errors import ConfigError
-from mgeldm.files.results import RESULTS_FILE, files_of
+from mgeldm.files.results import RESULTS_FILE, files_of, printable
 from mgeldm.tasks import TASKS
 
 _DIGITS = 8
@@ -100,11 +100,6 @@ def prompt_names(prompts: Sequence[str]) -> list[str]:
             number += 1
         names.append(unique)
     return names
-
-
-def printable(text: str) -> str:
-    """Text for a table: bytes of a path that are no UTF-8 are question marks in it."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def target(name: str, task: str, words: str, track: str, suffix: str) -> str:

@@ -9,9 +9,8 @@ import numpy as np
 
 from manifests.errors import AudioError
 from mgeldm.engine import Wish
-from mgeldm.files.naming import printable
 from mgeldm.files.order import FileConfig, Order, Plan, plan_files, plan_mixes
-from mgeldm.files.results import Store
+from mgeldm.files.results import Store, failure
 from mgeldm.joint import MGELDM
 from mgeldm.outputs import OutputConfig, Track
 from mgeldm.sampling import SamplingConfig
@@ -67,8 +66,7 @@ def preview_files(
         try:
             forms[number] = _forms(order, path)
         except AudioError as error:
-            failure = {"input": str(path), "code": error.code, "message": str(error)}
-            failures.append({name: printable(text) for name, text in failure.items()})
+            failures.append(failure(path, error))
     seconds = sum(origin.frames / origin.rate for _, origin in forms.values())
     return _preview(order, plan, forms, seconds, tuple(failures))
 

@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from typing import Any, TypeAlias
 
 from manifests.atomic import TEMPORARY_PREFIX, abandoned, check_writable, write_json
-from manifests.errors import ConfigError
+from manifests.errors import AudioError, ConfigError
 
 RESULTS_FILE = "results.json"
 SAVE_EVERY_S = 2.0
@@ -57,6 +57,17 @@ class FileResults:
     """Inputs that could not be read: ``input``, ``code``, ``message``."""
     leftover: tuple[str, ...] = ()
     """Files of commands that have no row: not yet, or no more. The next may write over them."""
+
+
+def printable(text: str) -> str:
+    """Text for a table: bytes of a path that are no UTF-8 are question marks in it."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def failure(path: Path, error: AudioError) -> dict[str, str]:
+    """An input that could not be read, for `FileResults.failures`."""
+    told = {"input": str(path), "code": error.code, "message": str(error)}
+    return {name: printable(text) for name, text in told.items()}
 
 
 def claims(outputs: Mapping[str, str], key: str, given: Mapping[str, str], given_key: str) -> dict[str, str]:

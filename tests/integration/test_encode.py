@@ -12,7 +12,6 @@ import datasets
 import numpy as np
 import pytest
 import soundfile
-import torch
 import yaml
 
 from manifests.atomic import TEMPORARY_PREFIX
@@ -28,6 +27,8 @@ from pipelines.runner import RunnerConfig, WorkerDied, run_units
 from pipelines.scan import scan
 from pipelines.split import SplitConfig, split
 from pipelines.verify import verify
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 LOCAL = RunnerConfig(runner="local")
 SPLIT = SplitConfig(window_s=1.024, hop_s=0.9, min_song_s=1.0, splits_per_window=2)
@@ -49,14 +50,6 @@ class Job:
     songs: Path
     splits: Path
     config: EncodeConfig
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

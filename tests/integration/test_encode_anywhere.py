@@ -12,7 +12,6 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
-import torch
 
 from manifests import remote, store
 from manifests.atomic import TEMPORARY_PREFIX
@@ -29,6 +28,8 @@ from pipelines.split import SplitConfig, split
 from pipelines.verify import verify
 from tests.support.remote import Traffic, flaky, s3_server, upload
 from training.stream import ShardSet, Stream, StreamConfig
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 BUCKET = "latents"
 LOCAL = RunnerConfig(runner="local")
@@ -50,14 +51,6 @@ class Job:
         models = ["--codec", self.config.codec, "--embedder", self.config.embedder]
         sizes = ["--embed_hop_s", "0.2", "--windows_per_shard", "4", "--device", "cpu", "--runner", "local"]
         return ["encode", str(self.splits), "--songs", str(self.songs), "--out", out, *models, *sizes]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)

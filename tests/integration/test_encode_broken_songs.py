@@ -4,14 +4,13 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-import torch
 
 from manifests.shards import ShardReader
 from manifests.songs import read_songs, write_songs
@@ -31,6 +30,8 @@ from tests.support.broken import CODED, SONGS, make_outside
 from tests.support.corpora import write_layout
 from tests.support.sounds import sound, write_sound
 from tests.support.watching import opened
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 LOCAL = RunnerConfig(runner="local")
 
@@ -167,14 +168,6 @@ class Corpus:
     def everything(self) -> dict[str, bytes]:
         data = self.folder / "data"
         return {path.relative_to(data).as_posix(): path.read_bytes() for path in data.rglob("*") if path.is_file()}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

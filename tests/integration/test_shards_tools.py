@@ -2,14 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-import torch
 
 from manifests.errors import ConfigError, ShardError
 from manifests.shards import SHARDS_FOLDER, ShardReader, read_index, write_index, write_shard
@@ -25,15 +23,9 @@ from pipelines.split import SplitConfig, split
 from pipelines.verify import CODES, verify
 from pipelines.verify_plan import Reencode, choose
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LOCAL = RunnerConfig(runner="local")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -34,6 +33,8 @@ from training.stem_tracks import StemSet
 from training.stream import Batch, Stream, StreamConfig
 from training.validation import Validation
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SPLITS_OF_STEMS = {0: (0, 1, 2, 3), 1: (1, -1, -1, 0), 2: (-1, 0, -1, -1), 3: (-1, 1, -1, -1), 5: (-1, -1, -1, -1)}
 """Split of bass, drums, guitar, piano in windows of `SOURCES`; -1: absent. Number 4 is not drawn: no source has any."""
 ALONE = Workers(torch.device("cpu"))
@@ -49,14 +50,6 @@ CONFIG = TrainConfig(
     stream=StreamConfig(crop_frames=6, batch=4),
     stems=Stems(instruments=STEMS, given=(1, 1, 1, 1)),
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

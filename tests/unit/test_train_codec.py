@@ -2,7 +2,6 @@
 
 import json
 import warnings
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,8 @@ from training.codec_card import EvaluationConfig
 from training.codec_init import _unit_gain, initialise
 from training.waveforms import CropConfig, Crops, read_stem
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 RATE = 16_000
 CONFIG = CodecTrainConfig(
     channels=1,
@@ -38,14 +39,6 @@ CONFIG = CodecTrainConfig(
     crops=CropConfig(seconds=0.26),
     evaluation=EvaluationConfig(crops=1, seconds=0.5),
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

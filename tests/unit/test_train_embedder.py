@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +28,8 @@ from training.embedder import (
 from training.retrieval import RetrievalConfig, retrieval, window_starts
 from training.scenes import Example, SceneConfig, Scenes, active_share, names_of, sounding
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 RATE = 16_000
 SPEC = EmbedderSpec(sample_rate=RATE, window_s=5.12, dim=128)
 LAYOUT = """
@@ -37,14 +38,6 @@ license: CC0-1.0
 song: "{subset}/{song}"
 stems: ["{label}.wav"]
 """
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def tone(frequency: float, seconds: float) -> npt.NDArray[np.float64]:
