@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from manifests.shards import SHARDS_FOLDER, read_index
 from tests.support.shards import write_dataset
 from tests.support.training_processes import SAME, STRIKES, command, losses, rows, run, start, strike, write_recipe
+from training.stream import Stream, StreamConfig
 
 
 @pytest.fixture(scope="module")
@@ -102,14 +104,19 @@ def test_a_batch_that_cannot_be_divided_is_refused_in_one_line(recipe: Path, dat
 
 @pytest.mark.slow
 def test_what_one_process_alone_meets_is_told_by_it(recipe: Path, tmp_path: Path) -> None:
-    """Each of two examples is read by another process; one of them is damaged."""
-    data = write_dataset(tmp_path / "data", {"train": 2}, frames=12)
-    row = read_index(data)[1]
+    """The first example of the second process is damaged; the first process would come to it long after."""
+    data = write_dataset(tmp_path / "data", {"train": 40}, frames=12)
+    config = StreamConfig(crop_frames=6, batch=2)
+    stream = Stream([config.open(data, "train")], None, config, rank=1, world=2)
+    with closing(stream.batches(stream.start())) as batches:
+        (key,) = next(batches).keys
+    first, row = read_index(data)[0], next(row for row in read_index(data) if row.key == key)
+    assert key != first.key, "which each process reads to begin with"
     shard = data / SHARDS_FOLDER / row.shard
     content = bytearray(shard.read_bytes())
     content[row.latents_offset : row.latents_offset + 4] = b"torn"
     shard.write_bytes(content)
-    options = ["--stream.batch", "2", "--steps", "2"]
+    options = ["--stream.batch", "2", "--steps", "1"]
     process = start(command(recipe, data, tmp_path / "run", *options, processes=2))
     _, err = process.communicate(timeout=120)
     assert process.returncode != 0
