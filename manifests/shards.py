@@ -294,9 +294,11 @@ def read_prompts(data: Path | str) -> dict[str, npt.NDArray[np.float32]]:
         head = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
         texts = json.loads(head["__metadata__"]["texts"])
         return dict(zip(texts, safetensors.numpy.load(content)["embeddings"], strict=True))
+    except StoreError:
+        raise
+    except FileNotFoundError:
+        raise ShardError(f"{store.location(PROMPTS_FILE)}: missing; encode writes it anew") from None
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
-        if isinstance(error, StoreError):
-            raise
         place = store.location(PROMPTS_FILE)
         raise ShardError(f"{place}: not readable ({error}); encode writes it anew") from None
 

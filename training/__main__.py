@@ -8,11 +8,11 @@ import sys
 from manifests.errors import MGELDMError, ShardError, StoreError
 from training.launch import launch
 
-OK, USAGE = 0, 2
+OK, USAGE, INTERRUPTED = 0, 2, 130
 
 
 def main() -> int:
-    """Returns the exit status, as `mgeldm train` does: 0 done, or stopped by SIGTERM; 2 wrong usage or input."""
+    """Returns the exit status, as `mgeldm train` does: 0 done, or stopped by SIGTERM; 2 wrong usage or input; 130 Ctrl-C."""
     first = os.environ.get("RANK", "0") == "0"
     level = logging.INFO if first else logging.ERROR
     logging.basicConfig(level=level, format="%(levelname).1s %(message)s", stream=sys.stderr)
@@ -32,6 +32,10 @@ def main() -> int:
             raise
         print("training: another process has ended; what it met is in its line", file=sys.stderr)
         return USAGE
+    except KeyboardInterrupt:
+        if first:
+            print("training: interrupted; the same command goes on from the last save", file=sys.stderr)
+        return INTERRUPTED
     if first:
         print(json.dumps(result))
     return OK

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import torch
 
+from manifests.atomic import atomic_folder, atomic_path
 from mgeldm.checkpoint import CONFIG_FILE, WEIGHTS_FILE, CheckpointConfig, save_checkpoint
 
 LAST, BEST, EARLIER = "checkpoint", "best", "checkpoints"
+_DROPPED = ".dropped-"
 
 
 class Checkpoints:
@@ -24,7 +26,7 @@ class Checkpoints:
         if self._keep > 1:
             _link(self._out / LAST, self._out / EARLIER / f"step-{step:08d}")
         for old in sorted((self._out / EARLIER).glob("step-*"))[: -self._keep if self._keep > 1 else None]:
-            shutil.rmtree(old)
+            _drop(old)
 
     def save_best(self, config: CheckpointConfig, weights: dict[str, torch.Tensor]) -> None:
         """Write the checkpoint with the lowest validation loss so far."""
@@ -34,17 +36,29 @@ class Checkpoints:
         """Drop what another run, or this one after step ``after``, from which it goes on, has left."""
         for folder in (self._out / EARLIER).glob("step-*"):
             if int(folder.name.removeprefix("step-")) > after:
-                shutil.rmtree(folder)
+                _drop(folder)
+        for left in (self._out / EARLIER).glob(f"{_DROPPED}*"):
+            shutil.rmtree(left)
         if after == 0:
             shutil.rmtree(self._out / BEST, ignore_errors=True)
 
 
 def _link(source: Path, target: Path) -> None:
-    """The same files under another name, without copying where the file system can; its configuration last."""
-    target.mkdir(parents=True, exist_ok=True)
-    for name in (WEIGHTS_FILE, CONFIG_FILE):
-        (target / name).unlink(missing_ok=True)
-        try:
-            os.link(source / name, target / name)
-        except OSError:
-            shutil.copyfile(source / name, target / name)
+    """The same files under another name, without copying where the file system can."""
+    if target.exists():
+        _drop(target)
+    with atomic_folder(target) as folder:
+        for name in (WEIGHTS_FILE, CONFIG_FILE):
+            try:
+                os.link(source / name, folder / name)
+            except OSError:
+                with atomic_path(folder / name) as temporary:
+                    shutil.copyfile(source / name, temporary)
+
+
+def _drop(folder: Path) -> None:
+    """Remove a folder that others may be reading from or looking for: it is whole until it is gone."""
+    dropped = folder.with_name(f"{_DROPPED}{folder.name}")
+    shutil.rmtree(dropped, ignore_errors=True)
+    folder.rename(dropped)
+    shutil.rmtree(dropped)

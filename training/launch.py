@@ -41,8 +41,12 @@ def launch(arguments: Sequence[str], prog: str = "mgeldm train") -> dict[str, An
         # Of several processes only the first shows anything, and needs the machine for itself.
         calibrate: Calibrate = parsed.calibrate if os.environ.get("RANK", "0") == "0" else "never"
         return dry_run(config, data, calibrate=calibrate, processes=_processes(parsed))
-    if not parsed.ray and (parsed.nodes, parsed.gpus_per_node, parsed.cpu_workers) != (1, 1, 0):
-        raise ConfigError("--nodes, --gpus-per-node and --cpu-workers go with --ray; else start processes by torchrun")
+    if parsed.calibrate != "auto":
+        raise ConfigError(f"--calibrate {parsed.calibrate} goes with --dry-run")
+    if not parsed.ray and (parsed.nodes, parsed.gpus_per_node, parsed.cpu_workers, parsed.address) != (1, 1, 0, None):
+        raise ConfigError(
+            "--nodes, --gpus-per-node, --cpu-workers and --address go with --ray; else start processes by torchrun"
+        )
     if parsed.ray:
         from training.on_ray import train_on_ray
 
@@ -100,9 +104,7 @@ def _parser(prog: str) -> "ArgumentParser":
         "--calibrate", choices=["auto", "always", "never"], default="auto", help="time 20 steps in a dry run"
     )
     parser.add_argument("--ray", action="store_true", help="train on the Ray cluster; --out is a folder all nodes see")
-    parser.add_argument(
-        "--address", default=os.environ.get("RAY_ADDRESS"), help="of the cluster; RAY_ADDRESS if not given"
-    )
+    parser.add_argument("--address", help="with --ray: of the cluster; the environment's RAY_ADDRESS if not given")
     parser.add_argument("--nodes", type=int, default=1, help="with --ray: machines")
     parser.add_argument("--gpus-per-node", type=int, default=1, help="with --ray: GPUs, each with a process of its own")
     parser.add_argument("--cpu-workers", type=int, default=0, help="with --ray: so many processes without GPUs instead")

@@ -1,4 +1,4 @@
-"""Training on a Ray cluster: Ray Train starts the processes and starts them anew from the last save when one fails."""
+"""Training on a Ray cluster: Ray Train starts the processes; when one fails, all start anew from the last save."""
 
 import json
 import logging
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from manifests.atomic import write_json
-from manifests.errors import ConfigError
+from manifests.errors import ConfigError, MGELDMError, StoreError
 from training.config import TrainConfig
 from training.loop import TrainSummary, train
 from training.run import Run
@@ -41,6 +41,7 @@ def train_on_ray(
     processes without GPUs. The others are as in `train`.
 
     Raises:
+        MGELDMError: as `train`; what a process refuses is not tried again.
         ConfigError: the batch cannot be divided among the processes, or they failed too often.
     """
     import ray
@@ -68,24 +69,40 @@ def train_on_ray(
     if started:
         ray.init(address=address, logging_level=logging.WARNING, log_to_driver=True)
     try:
-        TorchTrainer(
-            _work,
-            train_loop_config=job,
-            torch_config=TorchConfig(backend="gloo" if cpu_workers else "nccl"),
-            scaling_config=ScalingConfig(num_workers=workers, use_gpu=not cpu_workers),
-            run_config=RunConfig(
-                name=out.name, storage_path=str(out / "ray"), failure_config=FailureConfig(max_failures=failures)
-            ),
-        ).fit()
-    except ray.train.TrainingFailedError as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"{out}: training on Ray failed ({reason[-400:]})") from None
+        for left in reversed(range(failures + 1)):
+            trainer = TorchTrainer(
+                _work,
+                train_loop_config=job,
+                torch_config=TorchConfig(backend="gloo" if cpu_workers else "nccl"),
+                scaling_config=ScalingConfig(num_workers=workers, use_gpu=not cpu_workers),
+                # Ray would also start anew what fails the same way each time.
+                run_config=RunConfig(
+                    name=out.name, storage_path=str(out / "ray"), failure_config=FailureConfig(max_failures=0)
+                ),
+            )
+            try:
+                trainer.fit()
+                break
+            except ray.train.TrainingFailedError as error:
+                if refusal := _refusal(error):
+                    raise refusal from None
+                reason = " ".join(str(error).split())[-400:]
+                if not left:
+                    raise ConfigError(f"{out}: training on Ray failed ({reason})") from None
+                logger.warning("%s: a process failed (%s); all start anew from the last save", out, reason)
     finally:
         if started:
             ray.shutdown()
     summary = TrainSummary(**json.loads(result.read_text(encoding="utf-8")))
     result.unlink()
     return summary
+
+
+def _refusal(failed: Exception) -> MGELDMError | None:
+    """What a process refused, which it would refuse each time; None where it died, or a disk or a store failed it."""
+    failures = getattr(failed, "worker_failures", {}).values()
+    causes = [getattr(failure, "_base_exc", failure) for failure in failures]  # Ray wraps what user code raises
+    return next((e for e in causes if isinstance(e, MGELDMError) and not isinstance(e, StoreError)), None)
 
 
 def _work(job: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from manifests.atomic import content_hash, write_json
+from manifests.atomic import check_writable, content_hash, write_json
 from manifests.errors import CheckpointError
 from mgeldm.checkpoint import CheckpointConfig
 from mgeldm.diffusion.schedule import PROCESSES
@@ -178,15 +178,16 @@ class Run:
     def begin(self, resume: bool) -> StreamState | None:
         """Take up the state in the run's folder, and the stream's position; None at the beginning.
 
-        Raises CheckpointError when the state cannot be used; nothing in the folder has been changed then.
+        Raises CheckpointError when the state cannot be used, and ConfigError when the folder cannot be written;
+        nothing in it has been changed then.
         """
+        check_writable(self.out)
         path = self.out / STATE_FILE
         state = load_state(path) if resume else None
         if state:
             self._check(path, state)
         self.group.wait()  # until all have read what the first is about to remove
         if self.group.first:
-            self.out.mkdir(parents=True, exist_ok=True)
             self._checkpoints.clear(after=state["step"] if state else 0)
             write_json(self.out / RECIPE_FILE, asdict(self.config))
             if state is None:
@@ -205,7 +206,10 @@ class Run:
             for number, entry in state["optimizer"]["state"].items()
         }
         self.optimizer.load_state_dict({**state["optimizer"], "state": moments})
-        logger.info("going on at step %d of %s", self.step, path)
+        if self.step < self.config.steps:
+            logger.info("going on at step %d of %s", self.step, path)
+        else:
+            logger.warning("%s is at step %d of %d: nothing is left to train", path, self.step, self.config.steps)
         return StreamState(**state["stream"])
 
     def _call(self, module: nn.Module, noisy: Tensor, tau: Tensor, embeddings: Tensor) -> Tensor:

@@ -168,7 +168,7 @@ class ShardSet:
 
     def _damaged(self, row: int, error: Exception) -> ShardError:
         place, key = self._bytes.place(row), self._key(row)
-        return ShardError(f"{place}: sample {key} is damaged ({error!r}); verify the shards")
+        return ShardError(f"{place}: sample {key} is damaged ({type(error).__name__}: {error}); verify the shards")
 
     def _check_finite(self, rows: Rows, latents: Half, audio: Half) -> None:
         for name, array in (("latents", latents), ("embeddings", audio)):

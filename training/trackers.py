@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import torch
 
+from manifests.atomic import content_hash
 from manifests.errors import ConfigError
 
 FOLDER = "tensorboard"
@@ -26,9 +27,8 @@ class Trackers(AbstractContextManager["Trackers"]):
             except ImportError:
                 raise ConfigError(f"wandb {wandb!r}: the package is not installed; `pip install wandb`") from None
             # One run a folder, so that a resumed run goes on in its own curve.
-            self._wandb = package.init(
-                project=wandb, dir=str(out), id=f"{out.name}-{recipe['seed']}", resume="allow", config=recipe
-            )
+            name = f"{out.name}-{content_hash([str(out.absolute()), recipe['seed']], 8)}"
+            self._wandb = package.init(project=wandb, dir=str(out), id=name, name=name, resume="allow", config=recipe)
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 

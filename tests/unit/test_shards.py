@@ -291,6 +291,9 @@ def test_prompts_come_back_by_text(tmp_path: Path) -> None:
         (tmp_path / PROMPTS_FILE).write_bytes(damage)
         with pytest.raises(ShardError, match=r"prompts.safetensors: not readable"):
             read_prompts(tmp_path)
+    (tmp_path / PROMPTS_FILE).unlink()
+    with pytest.raises(ShardError, match=r"prompts.safetensors: missing; encode writes it anew"):
+        read_prompts(tmp_path)
 
 
 def test_embeddings_of_a_window_are_those_that_fit_and_at_least_one() -> None:

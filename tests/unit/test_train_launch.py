@@ -147,7 +147,9 @@ class TestRefused:
             (["--present", "[mix]"], "patterns.submix_given must be 0, since 'submix' is not among present"),
             (["--present", "[vocals]"], "present ['vocals']: give one or more of mix, submix, source"),
             (["--listen_every", "5"], "needs tensorboard"),
-            (["--nodes", "4"], "--nodes, --gpus-per-node and --cpu-workers go with --ray"),
+            (["--nodes", "4"], "--nodes, --gpus-per-node, --cpu-workers and --address go with --ray"),
+            (["--address", "ray:1"], "--nodes, --gpus-per-node, --cpu-workers and --address go with --ray"),
+            (["--calibrate", "always"], "--calibrate always goes with --dry-run"),
             (["--stems.instruments", "[bass, organ]"], "no window has 'organ' as a source; sources are bass, drums"),
             (["--stems.instruments", "[bass]", "--present", "[mix]"], "and present ['mix']: choose one"),
             (["--wandb", "mine"], "the package is not installed; `pip install wandb`"),
@@ -182,6 +184,22 @@ class TestRefused:
         message = refused(capsys, *words, "--ema", "0.5", "--steps", "2")
         assert "made with another recipe (ema 0.99, now 0.5); use a new --out, or --no-resume" in message
         assert call(capsys, *words, "--ema", "0.5", "--resume", "never")["steps"] == 1
+
+    def test_a_file_as_the_run_folder(self, capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path) -> None:
+        (tmp_path / "run").write_text("mine")
+        message = refused(capsys, "tiny", "--data", str(data), "--out", str(tmp_path / "run"), *SHRUNKEN)
+        assert f"{tmp_path / 'run'}: cannot be written" in message
+        assert (tmp_path / "run").read_text() == "mine"
+
+
+def test_a_run_that_has_its_steps_says_so(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture, data: Path, tmp_path: Path
+) -> None:
+    words = ["tiny", "--data", str(data), "--out", str(tmp_path), "--device", "cpu", *SHRUNKEN]
+    call(capsys, *words, "--steps", "2")
+    caplog.clear()
+    assert call(capsys, *words, "--steps", "1")["steps"] == 2
+    assert f"{tmp_path / 'state.pt'} is at step 2 of 1: nothing is left to train" in caplog.text
 
 
 @pytest.mark.slow

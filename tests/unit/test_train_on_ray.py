@@ -69,6 +69,22 @@ def test_two_workers_one_of_which_fails_give_the_curve_of_one_process(
     ]  # fmt: skip
 
 
+@pytest.mark.ray
+@pytest.mark.slow
+def test_what_a_process_refuses_is_not_tried_again(cluster: None, tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data", {"train": 9, "validation": 3}, frames=12)
+    out, starts = tmp_path / "ray", tmp_path / "starts"
+
+    def diverging_step(run: object) -> None:
+        with starts.open("a") as file:
+            file.write("started\n")
+        raise ConfigError("step 1: training has diverged")
+
+    with pytest.raises(ConfigError, match=r"^step 1: training has diverged$"):
+        train_on_ray(CONFIG, [(data, None)], out, cpu_workers=1, after_step=diverging_step)
+    assert starts.read_text().splitlines() == ["started"]
+
+
 def test_what_cannot_be_divided_is_refused_before_ray_starts(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="cannot be divided among 3 processes"):
         train_on_ray(CONFIG, [(tmp_path, None)], tmp_path / "out", nodes=1, gpus_per_node=3)
