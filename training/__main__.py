@@ -12,7 +12,7 @@ OK, USAGE, INTERRUPTED = 0, 2, 130
 
 
 def main() -> int:
-    """Returns the exit status, as `mgeldm train` does: 0 done, or stopped by SIGTERM; 2 wrong usage or input; 130 Ctrl-C."""
+    """Returns the exit status: 0 done or stopped by SIGTERM, 2 wrong usage or input, 130 Ctrl-C; as `mgeldm train`."""
     first = os.environ.get("RANK", "0") == "0"
     level = logging.INFO if first else logging.ERROR
     logging.basicConfig(level=level, format="%(levelname).1s %(message)s", stream=sys.stderr)
