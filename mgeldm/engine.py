@@ -1,8 +1,10 @@
 """Sound of any length through the model, crop by crop, in constant memory; several sounds and prompts at a time.
 
 What is asked of one sound is a *lane*: a generator that reads as far as its next crop reaches, asks for that crop to be
-sampled, and passes on what came back. Crops of one lane follow one another where each holds the end of the last one
-fixed; without an overlap they, like those of different lanes, do not depend on each other, and are sampled together.
+sampled, and passes on what came back. Crops of one lane follow one another where each goes on from the end of the last
+one: half of what they share is held fixed, and over the other half, of which the last one knew less of what comes, it
+passes into the next. Without an overlap crops, like those of different lanes, do not depend on each other, and are
+sampled together.
 """
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -74,8 +76,7 @@ class Engine:
     def starts(self, length: int, overlap: float = OVERLAP) -> list[int]:
         """First frames of the crops that sound of ``length`` samples needs, with a share of the crop in common."""
         crop = self.config.crop_frames
-        shared = min(max(1, round(crop * overlap)), crop - 1) if overlap else 0
-        return crop_starts(max(self._frames(length), crop), crop, shared)
+        return crop_starts(max(self._frames(length), crop), crop, shared_frames(crop, overlap))
 
     def lane(
         self,
@@ -98,23 +99,28 @@ class Engine:
         gain = given.gain if given else 1.0
         answers = [Answer(self.codec, w.tracks, gain, heard.samples if heard else _nothing, output) for w in wishes]
         starts = self.starts(length, sampling.overlap)
+        fade = shared_frames(crop, sampling.overlap) // 2
         together = 1 if sampling.overlap else max(1, output.batch // len(wishes))
         last: Tensor | None = None
+        passed_on = 0
         for first in range(0, len(starts), together):
             numbers = range(first, min(first + together, len(starts)))
-            # What a crop has in common with the one before: what that said is held, or else counts in the end.
-            shared = [starts[number - 1] + crop - starts[number] if number else 0 for number in numbers]
-            held = shared[0] if sampling.overlap else 0
             mask, embeddings, known = self._conditions(task, heard, frames, wishes, [starts[n] for n in numbers])
-            if last is not None and held:
-                known[..., :held] = torch.where(mask[:, None, None], known[..., :held], last[..., crop - held :])
+            held, before = 0, None
+            if last is not None and sampling.overlap:
+                before = last[..., starts[first] - starts[first - 1] :]
+                held = before.shape[-1] - fade
+                known[..., :held] = torch.where(mask[:, None, None], known[..., :held], before[..., :held])
             noise = torch.cat([self._noise(sampling.seed, task, wishes, number) for number in numbers])
             out = yield Crop(known=known, mask=mask, embeddings=embeddings, noise=noise, held=held)
-            for number, common, part in zip(numbers, shared, out.split(len(wishes)), strict=True):
-                new = part[..., common : frames - starts[number]] * self._std + self._mean
+            for number, said in zip(numbers, out.split(len(wishes)), strict=True):
+                last = said if before is None else faded(before, said, fade)
+                # Where crops share frames without an overlap, what the earlier one said counts.
+                end = frames if number + 1 == len(starts) else starts[number] + crop - fade
+                new = last[..., passed_on - starts[number] : end - starts[number]] * self._std + self._mean
                 for answer, latents in zip(answers, new, strict=True):
                     answer.push({name: latents[track_index(name)] for name in task.kept})
-            last = out[-len(wishes) :]
+                passed_on = end
             if heard:
                 heard.forget(min(answer.position for answer in answers), starts[numbers[-1]])
         for answer in answers:
@@ -262,6 +268,20 @@ class _Given:
             wave = self._wave.cut(begin, min(begin + step, self._length)).to(self._engine.device)
             yield from map(self._engine.normalise, encode.push(wave))
         yield from map(self._engine.normalise, encode.finish())
+
+
+def shared_frames(crop: int, overlap: float) -> int:
+    """Frames that each crop has in common with the one before: at least one of them, where there is an overlap."""
+    return min(max(1, round(crop * overlap)), crop - 1) if overlap else 0
+
+
+def faded(before: Tensor, said: Tensor, fade: int) -> Tensor:
+    """What a crop said ``[..., L]``; at the last ``fade`` of the first frames, which are ``before`` ``[..., n]`` too,
+    that passes into it in equal steps."""
+    share = torch.arange(1, fade + 1, device=said.device, dtype=said.dtype) / (fade + 1)
+    end = before.shape[-1]
+    middle = torch.lerp(before[..., end - fade :], said[..., end - fade : end], share)
+    return torch.cat([said[..., : end - fade], middle, said[..., end:]], dim=-1)
 
 
 def crop_starts(frames: int, crop: int, overlap: int) -> list[int]:

@@ -34,7 +34,7 @@ def check_stems(song: Song) -> None:
 
 
 @pytest.mark.parametrize("name", TREES)
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(data=st.data())
 def test_any_tree_is_scanned_or_refused(name: str, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as folder:

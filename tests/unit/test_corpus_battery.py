@@ -199,7 +199,7 @@ def test_any_unreadable_folder_is_a_problem_or_refused(
 
 
 @every_corpus
-@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_any_tree_around_the_songs_is_survived(name: str, data: st.DataObject) -> None:
     with tempfile.TemporaryDirectory() as place:

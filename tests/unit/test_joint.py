@@ -377,9 +377,34 @@ class TestSeeds:
         np.testing.assert_array_equal(alone, second)
 
     def test_held_frames_join_the_chunks(self) -> None:
-        """What a chunk said of the overlap stays: the first crop of long audio is that of short audio."""
+        """What a chunk said of the first half of the overlap stays, and of what lies before."""
         long, short = (model().generate("bass", seconds, FEW) for seconds in (0.2, 0.032))
-        np.testing.assert_allclose(long[:, :32], short, atol=1e-6)
+        stays = 32 - HOP
+        np.testing.assert_allclose(long[:, :stays], short[:, :stays], atol=1e-6)
+        assert not np.allclose(long[:, stays:32], short[:, stays:], atol=1e-3)
+
+    @pytest.mark.parametrize(
+        ("frames", "expected"),
+        [
+            (16, [1] * 6 + [4 / 3, 5 / 3, 2, 2, 7 / 3, 8 / 3] + [3] * 4),
+            # The last begins where it ends with the sound, and holds more.
+            (14, [1] * 6 + [4 / 3, 5 / 3, 2, 2, 7 / 3, 8 / 3] + [3] * 2),
+            (8, [1] * 8),
+        ],
+    )
+    def test_a_chunk_passes_into_the_next_over_half_of_the_overlap(self, frames: int, expected: list[float]) -> None:
+        class Counting(Proportional):
+            """Says 1 all through the first crop, 2 in the second."""
+
+            def __call__(
+                self, latents: torch.Tensor, timesteps: torch.Tensor, embeddings: torch.Tensor
+            ) -> torch.Tensor:
+                self.shares = self.shares + 1
+                return super().__call__(latents, timesteps, embeddings)
+
+        sampling = SamplingConfig(steps=1, guidance=1.0, overlap=0.5)
+        made = model(Counting((0.0, 0.0, 0.0))).generate("bass", frames * HOP / RATE, sampling)
+        np.testing.assert_allclose(made, np.repeat(expected, HOP)[None], atol=1e-5)
 
     def test_progress_counts_all_evaluations(self) -> None:
         told: list[tuple[int, int]] = []

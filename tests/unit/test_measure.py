@@ -81,7 +81,7 @@ def test_activity_is_that_of_a_plain_loop(
 
 
 @given(st.integers(1, 5000), st.sampled_from([4000, 4567, 11_025, 16_000, 44_100]))
-@settings(max_examples=60, derandomize=True, deadline=None)
+@settings(max_examples=60, derandomize=True)
 def test_every_length_has_one_activity_frame_for_each_100_ms(frames: int, rate: int) -> None:
     wave = np.full((1, frames), 0.1, np.float32)
     with tempfile.TemporaryDirectory() as folder:
@@ -184,7 +184,7 @@ def plain_clipped(wave: audio.Wave) -> float:
     st.integers(1, 9),
     st.integers(1, 3),
 )
-@settings(max_examples=200, derandomize=True, deadline=None)
+@settings(max_examples=200, derandomize=True)
 def test_clipping_is_that_of_a_plain_loop(values: list[float], held: int, block: int, channels: int) -> None:
     wave = np.repeat(np.array(values, np.float32), held)
     wave = np.stack([np.roll(wave, channel) for channel in range(channels)])
@@ -208,7 +208,7 @@ def test_dc_is_the_mean_of_the_channel_where_it_is_farthest_from_0(tmp_path: Pat
 
 
 @given(st.lists(st.integers(1, 30_000), min_size=1, max_size=8), st.sampled_from([8_000, 11_025, 44_100, 192_000]))
-@settings(max_examples=40, derandomize=True, deadline=None)
+@settings(max_examples=40, derandomize=True)
 def test_nothing_depends_on_where_blocks_end(sizes: list[int], rate: int) -> None:
     wave = swelling(rate, 2, 1.3).T.copy()
     wave[100:2000] += 0.01

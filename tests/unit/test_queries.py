@@ -175,7 +175,7 @@ def test_what_is_no_manifest_is_refused(tmp_path: Path) -> None:
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), max_size=20)
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts)
 def test_any_text_can_be_asked_for_in_quotes(tmp_path: Path, text: str) -> None:
     song: Song = replace(SONGS[0], subset=text, problems=())
@@ -188,7 +188,7 @@ def test_any_text_can_be_asked_for_in_quotes(tmp_path: Path, text: str) -> None:
     )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(texts)
 def test_any_expression_filters_or_is_refused_in_one_line(manifest: Path, where: str) -> None:
     message = ""

@@ -151,7 +151,7 @@ def test_gains_are_of_the_mix_in_range_and_do_not_touch_the_draw(songs: list[Son
     assert all(alone[window.window_id] == window.gains for window in loud.windows if window.window_id in alone)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(manifests(), configs, st.randoms(use_true_random=False))
 def test_bytes_do_not_depend_on_the_call_or_on_the_order_of_rows(
     songs: list[Song], config: SplitConfig, shuffle: random.Random

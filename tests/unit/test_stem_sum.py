@@ -38,7 +38,7 @@ def compared(stems: audio.Wave, mixture: audio.Wave, sizes: list[int]) -> SumMat
     return comparison.result()
 
 
-@settings(max_examples=25, derandomize=True, deadline=None)
+@settings(max_examples=25, derandomize=True)
 @given(
     st.integers(-400, 400),
     st.floats(0.1, 3),
@@ -142,7 +142,7 @@ def test_a_silent_beginning_does_not_decide_the_lag() -> None:
     assert match.lag_s == 100 / RATE
 
 
-@settings(max_examples=20, derandomize=True, deadline=None)
+@settings(max_examples=20, derandomize=True)
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 5000)), max_size=20))
 def test_signals_come_out_in_step_and_whole(blocks: list[tuple[int, int]]) -> None:
     rates = [8_000, 8_000, 16_000]

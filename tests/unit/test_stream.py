@@ -88,7 +88,7 @@ class TestOrder:
         buffer=st.integers(1, 4),
         seed=st.integers(0, 2**40),
     )
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     def test_every_sample_exactly_once_an_epoch_for_any_ranks_and_workers(
         self,
         sized: Callable[[int, int], ShardSet],
@@ -146,7 +146,7 @@ class TestOrder:
 
 class TestResume:
     @given(done=st.integers(0, 11), batch=st.integers(1, 6), seed=st.integers(0, 99))
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=20)
     def test_goes_on_where_it_was(self, data: Path, other: Path, done: int, batch: int, seed: int) -> None:
         def stream() -> Stream:
             return Stream([shard_set(data), shard_set(other)], [1.0, 2.0], StreamConfig(batch=batch, seed=seed))
@@ -165,7 +165,7 @@ class TestResume:
         done=st.integers(0, 5),
         order=st.sampled_from(["shuffled", "shards"]),
     )
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     def test_another_number_of_processes_or_another_batch_loses_and_repeats_nothing(
         self,
         data: Path,
@@ -219,7 +219,7 @@ class TestResume:
 
 class TestRandomNumbers:
     @given(first=st.integers(0, 2**50), count=st.integers(1, 20), skipped=st.integers(0, 19), width=st.integers(1, 9))
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     def test_a_row_depends_on_its_place_alone(self, first: int, count: int, skipped: int, width: int) -> None:
         rows = uniforms(3, Purpose.EXAMPLE, first=first, count=count + skipped, width=width)
         later = uniforms(3, Purpose.EXAMPLE, first=first + skipped, count=count, width=width)
