@@ -107,8 +107,8 @@ def spectral_change(wave: npt.NDArray[np.float32], spec: CodecSpec) -> Change:
 def at_seams_and_without(one: Change, other: Change, crop: int, shared: int, shift: int) -> tuple[Change, Change]:
     """The change where one chunk passes into the next, and at the same places of the sound in the other answer.
 
-    ``other`` is of the sound from ``shift`` frames on, which puts its seams elsewhere. Both are ``[seams, places]``: the
-    places are those from the last held frame to the first that the next chunk alone has said.
+    ``other`` is of the sound from ``shift`` frames on, which puts its seams elsewhere. Both are ``[seams, places]``;
+    the places are those from the last held frame to the first that the next chunk alone has said.
     """
     at_seams, without = [], []
     later = np.concatenate([np.full(shift, np.nan, one.dtype), other])[: len(one)]
