@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= demo-out
+# Processes that share the tests, file by file, in the order of their folders: long ones first.
+JOBS ?= 2
 
 .PHONY: install demo test test-fast lint format bench constraints clean
 
@@ -27,7 +29,7 @@ lint: install
 	$(BIN)/lint-imports
 
 test: lint
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-fast: install
 	$(BIN)/python -m pytest -m "not slow and not ray"

@@ -186,7 +186,7 @@ def _network_config(
 ) -> JointConfig:
     try:
         config = official_config(network, heads=heads, norm=norm)
-    except (ValueError, IndexError) as error:
+    except ValueError as error:
         raise CheckpointError(f"{file}: {error}") from None
     with torch.device("meta"):
         wanted = JointTransformer(config).state_dict()

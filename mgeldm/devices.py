@@ -2,6 +2,8 @@
 
 import ctypes
 import logging
+import os
+import shutil
 import sys
 
 import torch
@@ -26,6 +28,21 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= (count := torch.cuda.device_count()):
         raise ConfigError(f"device {name!r}: this machine has {count} CUDA devices, cuda:0 to cuda:{count - 1}")
     return device
+
+
+def check_compiler(device: torch.device) -> None:
+    """Look for the compiler that `torch.compile` calls at the first use, when much may have been done already.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    variable, usual = ("CC", ("gcc", "clang")) if device.type == "cuda" else ("CXX", ("g++",))
+    names = (os.environ[variable],) if os.environ.get(variable) else usual
+    if not any(map(shutil.which, names)):
+        raise ConfigError(
+            f"compile needs a compiler on this machine, and {' or '.join(names)} is not there; install it, name "
+            f"another in {variable}, or leave compile off"
+        )
 
 
 def keep_freed_memory() -> None:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from manifests.errors import ConfigError
+from mgeldm.devices import check_compiler
 from mgeldm.sampling import VelocityModel
 
 Precision: TypeAlias = Literal["float32", "bfloat16"]
@@ -17,10 +18,12 @@ def prepared(network: VelocityModel, device: torch.device, precision: Precision,
     Latents and velocities stay float32 in between, as do timesteps and positions inside.
 
     Raises:
-        ConfigError: there is no such precision.
+        ConfigError: there is no such precision, or nothing to compile with.
     """
     if precision not in get_args(Precision):
         raise ConfigError(f"precision {precision!r} is none of {', '.join(get_args(Precision))}")
+    if compiled:
+        check_compiler(device)
     forward: VelocityModel = torch.compile(network) if compiled else network
     if precision == "float32":
         return forward

@@ -17,7 +17,12 @@ def misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
             for key in sorted(wanted.keys() & given.keys())
             if wanted[key].shape != given[key].shape
         ],
-        "that are no plain numbers": sorted(key for key, kind in kinds.items() if kind is not torch.strided),
+        "that are no plain numbers": sorted(
+            key
+            for key, value in given.items()
+            if kinds[key] is not torch.strided
+            or (key in wanted and value.is_floating_point() != wanted[key].is_floating_point())
+        ),
         "that are not finite": sorted(
             key
             for key, value in given.items()

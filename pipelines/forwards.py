@@ -7,7 +7,7 @@ from typing import TypeAlias
 import torch
 
 from mgeldm.codec import Codec, load_codec
-from mgeldm.devices import choose_device, keep_freed_memory
+from mgeldm.devices import check_compiler, choose_device, keep_freed_memory
 from mgeldm.embedder import Embedder, load_embedder
 from pipelines.clock import Clock
 
@@ -35,6 +35,8 @@ class Forwards:
         # A CPU takes one signal on each core: more only fall out of its cache, and the size of a batch decides the
         # last bits of a sum.
         self.batch = batch if self.device.type == "cuda" else 1
+        if compiled:
+            check_compiler(self.device)
         encode = torch.compile(self.codec.encode) if compiled else self.codec.encode
         self._codec = InParts("codec", self._cast(encode), self.batch, padded=compiled)
         self._embedder = InParts("embedder", self._cast(self.embedder.embed_audio), EMBED_BATCHES * batch)

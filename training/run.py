@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from manifests.atomic import check_writable, content_hash, write_json
 from manifests.errors import CheckpointError
 from mgeldm.checkpoint import CheckpointConfig
+from mgeldm.devices import check_compiler
 from mgeldm.diffusion.schedule import PROCESSES
 from mgeldm.model import JointTransformer
 from training.checkpoints import Checkpoints
@@ -66,6 +67,7 @@ class Run:
                 layer.forward = partial(checkpoint, layer.forward, use_reentrant=False)  # type: ignore[method-assign]
         self._module = distribute(self.network, config.parallel, group)
         if config.compile:
+            check_compiler(self.device)
             _compile(self.network, config.parallel == "fsdp" and group.world > 1)
         self.average = WeightAverage(self.network, config.ema)
         self.optimizer = torch.optim.AdamW(

@@ -134,7 +134,11 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
             "it again; else save its state_dict alone, as unwrap_model.py of stable-audio-tools does"
         ) from None
     state = loaded.get("state_dict", loaded) if isinstance(loaded, dict) else {}
-    return {key: value for key, value in state.items() if isinstance(key, str) and isinstance(value, torch.Tensor)}
+    named = state.items() if isinstance(state, dict) else ()
+    weights = {key: value for key, value in named if isinstance(key, str) and isinstance(value, torch.Tensor)}
+    if not weights:
+        raise CheckpointError(f"{path}: no weights in it; save the model's state_dict there")
+    return weights
 
 
 def _damaged(path: Path, error: Exception) -> CheckpointError:

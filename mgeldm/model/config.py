@@ -116,6 +116,8 @@ def official_config(
             f"not the weights of a joint network: {missing} is missing among {len(state_dict)} entries; "
             "pass those below 'model_dit.', without that prefix"
         ) from missing
+    except IndexError:
+        raise ValueError("not the weights of a joint network: one that tells a size has too few dimensions") from None
     if not 0 < per_track <= width:
         raise ValueError(f"a width of {width} is not made of tracks of width {per_track} each")
     tracks = width // per_track

@@ -257,6 +257,17 @@ def test_an_embedder_of_another_dimension_is_refused(released: Path, tmp_path: P
             ),
             "1 that are no plain numbers (transformer.project_out.weight)",
         ),
+        (
+            lambda state: state.update(
+                {"model_dit.transformer.project_out.weight": torch.zeros(24, 96, dtype=torch.int32)}
+            ),
+            "1 that are no plain numbers (transformer.project_out.weight)",
+        ),
+        (
+            lambda state: state.update({"model_dit.to_global_embed.1.weight": torch.zeros(())}),
+            "one that tells a size has too few dimensions",
+        ),
+        (lambda state: state.clear(), "no weights in it"),
         *(
             (
                 lambda state, wide=wide: state.update(

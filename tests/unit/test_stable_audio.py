@@ -313,7 +313,7 @@ class TestErrors:
                 "takes 1 channels and gives 2",
             ),
             (lambda at, s: write(at, autoencoder_config(), REST), "no weights of an autoencoder.*conditioner.embed"),
-            (lambda at, s: write(at, autoencoder_config(), {}), "it has none"),
+            (lambda at, s: write(at, autoencoder_config(), {}), "no weights in it"),
             (
                 lambda at, s: write(at, autoencoder_config(), s | under("pretransform.model.", s)),
                 "two autoencoders, under 'pretransform.model.' and ''",
