@@ -93,6 +93,8 @@ def _began(pid: int) -> int | None:
 
 def check_writable(folder: Path) -> None:
     """Make ``folder`` and try to write there, before hours of work are put into it. Raises ConfigError."""
+    if re.fullmatch(r"[a-z][a-z0-9+.-]+:", folder.parts[0] if folder.parts else ""):
+        raise ConfigError(f"{folder}: a URL, where a folder is needed, of this machine or one that all machines share")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

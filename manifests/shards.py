@@ -267,7 +267,7 @@ def read_card(data: Path | str) -> DatasetCard:
     if not isinstance(raw, dict):
         raise ShardError(f"{path}: not a data set card")
     if raw.get("version") != SAMPLE_VERSION:
-        raise ShardError(f"{path}: samples of version {raw.get('version')}, this program reads {SAMPLE_VERSION}")
+        raise ShardError(f"{path}: samples of version {raw.get('version')!r}, this program reads {SAMPLE_VERSION!r}")
     try:
         vectors = {name: tuple(raw[name]) for name in ("latent_mean", "latent_std", "silence_latent")}
         card = DatasetCard(**{**raw, **vectors})

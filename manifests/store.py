@@ -13,6 +13,8 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
+from fsspec import AbstractFileSystem
+
 from manifests import atomic
 from manifests.atomic import TEMPORARY_PREFIX, atomic_path
 from manifests.errors import ConfigError, StoreError
@@ -182,6 +184,9 @@ class _Url(Store):
     def __init__(self, root: str) -> None:
         self.root = root
         self._system, self._base = filesystem(root)
+        # Where a store has no request for a range, a file is opened for each, which reads megabytes ahead.
+        own = self._system.async_impl or type(self._system).cat_file is not AbstractFileSystem.cat_file
+        self._exactly = {} if own else {"cache_type": "none"}
 
     def check_writable(self, folder: str) -> None:
         probe = f"{folder}/{TEMPORARY_PREFIX}probe"
@@ -213,7 +218,7 @@ class _Url(Store):
 
         def get() -> bytes:
             try:
-                return bytes(self._system.cat_file(path, start=start, end=end))
+                return bytes(self._system.cat_file(path, start=start, end=end, **self._exactly))
             except OSError:
                 # Stores refuse a range that begins behind the end.
                 if start and start >= self._system.info(path)["size"]:

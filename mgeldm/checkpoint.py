@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from manifests.atomic import atomic_path, canonical_json, write_json
-from manifests.errors import CheckpointError
+from manifests.errors import CheckpointError, StoreError
 from manifests.shards import TRACKS, DatasetCard
 from mgeldm.codec.base import Codec
 from mgeldm.diffusion.schedule import PROCESSES, Objective
@@ -86,7 +87,21 @@ class CheckpointConfig:
 
 
 def save_checkpoint(folder: Path, config: CheckpointConfig, weights: dict[str, torch.Tensor]) -> None:
-    """Write a checkpoint folder; ``config.json`` last, so that a folder with it is whole."""
+    """Write a checkpoint folder; ``config.json`` last, so that a folder with it is whole.
+
+    Raises:
+        StoreError: the disk is full or fails.
+    """
+    try:
+        _write_checkpoint(folder, config, weights)
+    except (OSError, SafetensorError) as error:
+        reason = one_line(error)
+        raise StoreError(
+            f"{folder}: cannot be written ({reason}); free some space, and the same call goes on"
+        ) from None
+
+
+def _write_checkpoint(folder: Path, config: CheckpointConfig, weights: dict[str, torch.Tensor]) -> None:
     path = folder / CONFIG_FILE
     raw = {"version": CHECKPOINT_VERSION, **asdict(config)}
     if path.exists() and _without_training(path.read_text(encoding="utf-8")) != _without_training(canonical_json(raw)):

@@ -1,7 +1,6 @@
 """The command line. Each command imports what it needs only when it runs; nobody imports this module."""
 
 import json
-import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
@@ -9,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from manifests.errors import ConfigError, MGELDMError
+from mgeldm.logs import log_to_stderr
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -36,8 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if name not in COMMANDS:
         print(f"mgeldm: no command {name!r}; see `mgeldm --help`", file=sys.stderr)
         return USAGE
-    logging.basicConfig(level=logging.INFO, format="%(levelname).1s %(message)s", stream=sys.stderr)
-    logging.getLogger("fsspec").setLevel(logging.WARNING)  # it tells of every block
+    log_to_stderr()
     try:
         return COMMANDS[name][1](rest)
     except MGELDMError as error:

@@ -6,7 +6,7 @@ import os
 import sys
 
 from manifests.errors import MGELDMError, ShardError, StoreError
-from training.launch import launch
+from mgeldm.logs import log_to_stderr
 
 OK, USAGE, INTERRUPTED = 0, 2, 130
 
@@ -14,9 +14,10 @@ OK, USAGE, INTERRUPTED = 0, 2, 130
 def main() -> int:
     """Returns the exit status: 0 done or stopped by SIGTERM, 2 wrong usage or input, 130 Ctrl-C; as `mgeldm train`."""
     first = os.environ.get("RANK", "0") == "0"
-    level = logging.INFO if first else logging.ERROR
-    logging.basicConfig(level=level, format="%(levelname).1s %(message)s", stream=sys.stderr)
+    log_to_stderr(logging.INFO if first else logging.ERROR)
     try:
+        from training.launch import launch  # slow to import: Ctrl-C may come then
+
         result = launch(sys.argv[1:], prog="python -m training")
     except (ShardError, StoreError) as error:  # what one process alone may meet
         print(f"training: {error}", file=sys.stderr)

@@ -28,5 +28,6 @@ def blend(hours: Sequence[float], weights: Sequence[float | None], temperature: 
         return given / given.sum()
     if given.sum() >= 1:
         raise ConfigError(f"weights {list(weights)} leave nothing for the data sets without one; they must sum below 1")
-    rest = np.where(free, np.array(hours, dtype=np.float64) ** (1 / temperature), 0.0)
+    logs = np.log(np.maximum(np.array(hours, dtype=np.float64), np.finfo(np.float64).tiny)) / temperature
+    rest = np.where(free, np.exp(logs - logs[free].max()), 0.0)
     return given + (1 - given.sum()) * rest / rest.sum()

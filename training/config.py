@@ -1,5 +1,6 @@
 """The recipe of a joint model: typed, one YAML file, every key checked."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from difflib import get_close_matches
@@ -120,8 +121,8 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} {getattr(self, name)} must be at least 1")
         for name in ("learning_rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} {getattr(self, name)} must be above 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} {getattr(self, name)} must be a number above 0")
         for value in (self.ema, *self.betas):
             if not 0 <= value < 1:
                 raise ConfigError(f"a decay of {value} (ema, betas) must be at least 0 and below 1")

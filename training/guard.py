@@ -27,9 +27,11 @@ class Guard:
     skipped: int = 0
     """Steps that were skipped, in all."""
     in_a_row: int = 0
+    _last: str = ""
+    """What the last skipped step was like."""
 
     def passes(self, step: int, loss: float, norm: float) -> bool:
-        """Whether the weights may take the step in. Raises ConfigError when too many in a row may not."""
+        """Whether the weights may take the step in."""
         finite = math.isfinite(loss) and math.isfinite(norm)
         leap = bool(self.spike) and self.passed >= LEARNED and norm > self.spike * self.usual
         if finite and not leap:
@@ -42,13 +44,17 @@ class Guard:
         self.skipped += 1
         self.in_a_row += 1
         usual = f", usually about {self.usual:.3g}" if self.passed else ""
-        logger.warning("step %d is skipped: loss %g, norm of its gradient %g%s", step, loss, norm, usual)
+        self._last = f"step {step}: the loss is {loss:g} and its gradient's norm {norm:g}{usual}"
+        logger.warning("%s; it is skipped", self._last)
+        return False
+
+    def check(self) -> None:
+        """End a run that gets nowhere. Raises ConfigError when too many steps in a row did not pass."""
         if self.in_a_row >= self.patience:
             raise ConfigError(
-                f"step {step}: the loss is {loss:g} and its gradient's norm {norm:g}{usual}; {self.in_a_row} steps "
-                "in a row were skipped: training has diverged; lower the learning rate, or warm up for longer"
+                f"{self._last}; {self.in_a_row} steps in a row were skipped: training has diverged; begin anew, in a "
+                "new --out, with a lower learning rate or a longer warm-up"
             )
-        return False
 
     def state_dict(self) -> dict[str, float]:
         """Everything to go on from."""

@@ -1,6 +1,7 @@
 """train: the joint model from a stream of shards. Plain PyTorch, one process or many, exact resume."""
 
 import logging
+import math
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
@@ -44,7 +45,8 @@ class TrainSummary:
     """Whether it was asked to end before its last step (SIGTERM); the same call goes on from there."""
     parameters: int
     loss: float | None
-    """Mean training loss over the last tenth of the steps of this call; None where the run was finished before it."""
+    """Mean training loss over the last tenth of the steps of this call, but for those without a finite one; None where
+    there is none, such as in a run that was finished before."""
     first_loss: float | None
     """The same over its first tenth."""
     val_loss: float | None
@@ -71,6 +73,7 @@ def train(
     out: Path,
     *,
     resume: bool = True,
+    stop: Path | None = None,
     after_step: Callable[[Run], None] | None = None,
 ) -> TrainSummary:
     """Train a joint model on the train subset of the data set folders ``data``, blended by their weights (see `blend`).
@@ -78,7 +81,8 @@ def train(
     Writes ``out/checkpoint`` (averaged weights), ``out/best`` (by validation), ``metrics.jsonl``, ``recipe.json`` and
     the state from which the same call goes on, to the bit; without ``resume`` that is dropped. Latents are normalised
     by the first data set's card. Processes that torchrun or Ray has started find each other and train together; the
-    first of them writes. ``after_step`` is called in each after every step.
+    first of them writes. SIGTERM, and the file ``stop`` once it is there, end training after the step under way, with
+    all saved. ``after_step`` is called in each process after every step.
 
     Raises:
         ShardError: a data set cannot be used.
@@ -86,7 +90,7 @@ def train(
         CheckpointError: ``out`` holds the state of another recipe or other data.
     """
     begin = time.monotonic()
-    with workers(config.device) as group, Preemption() as preemption:
+    with workers(config.device) as group, Preemption(stop if group.first else None) as preemption:
         sets, stream = open_data(config, data, group)
         run = Run(config, sets, stream.shares, out, group)
         position = run.begin(resume) or stream.start()
@@ -110,6 +114,7 @@ def train(
                 last = run.step == config.steps
                 if run.step % config.log_every == 0 or last or "skipped" in figures:
                     told.write(run.step, figures)
+                run.guard.check()
                 if validation and (run.step % config.validate_every == 0 or last):
                     with run.averaged() as network:
                         validated = validation(network)
@@ -230,4 +235,5 @@ class Clock:
 
 
 def _mean(losses: Sequence[float]) -> float | None:
-    return float(np.mean(losses)) if losses else None
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    return float(np.mean(finite)) if finite else None

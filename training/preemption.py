@@ -2,6 +2,7 @@
 
 import signal
 import threading
+from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -9,9 +10,15 @@ from typing import Self
 class Preemption:
     """Within, SIGTERM only sets ``asked``; not in another thread than the main one, where signals cannot be caught."""
 
-    def __init__(self) -> None:
-        self.asked = False
+    def __init__(self, mark: Path | None = None) -> None:
+        """With ``mark``, a file, whoever is told leaves it, and all who look for it are told by it."""
+        self._mark, self._asked = mark, False
         self._before: object = None
+
+    @property
+    def asked(self) -> bool:
+        """Whether it is time to go."""
+        return self._asked or (self._mark is not None and self._mark.exists())
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -25,4 +32,6 @@ class Preemption:
             signal.signal(signal.SIGTERM, self._before or signal.SIG_DFL)  # type: ignore[arg-type]
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+        self._asked = True
+        if self._mark is not None:
+            self._mark.touch()

@@ -15,26 +15,25 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from manifests.atomic import check_writable, content_hash, write_json
-from manifests.errors import CheckpointError
+from manifests.errors import CheckpointError, ConfigError
 from mgeldm.checkpoint import CheckpointConfig
 from mgeldm.devices import check_compiler
 from mgeldm.diffusion.schedule import PROCESSES
 from mgeldm.model import JointTransformer
-from training.checkpoints import Checkpoints
+from training.checkpoints import BEST, LAST, Checkpoints
 from training.config import TrainConfig, flat
 from training.ema import WeightAverage
 from training.guard import Guard
 from training.noising import Examples, noised, track_errors
 from training.order import Order
 from training.parallel import Workers, accumulating, distribute, like, regather, whole
-from training.run_files import STATE_FILE, load_state, save_state
+from training.run_files import RECIPE_FILE, STATE_FILE, load_state, remove_leftovers, save_state
 from training.schedules import factor, needs_end
 from training.stream import ShardSet, StreamState
 from training.validation import Network
 
 logger = logging.getLogger(__name__)
 
-RECIPE_FILE = "recipe.json"
 FREE = frozenset(
     {
         *("steps", "device", "parallel", "accumulate", "compile", "recompute", "patience"),
@@ -101,8 +100,6 @@ class Run:
 
         Where ``stop`` is True in any of them, ``stopping`` becomes True in each. A step that the guard lets not pass
         leaves the weights as they are and returns the number of those, too.
-
-        Raises ConfigError when too many steps in a row did not pass.
         """
         self.network.train()
         self.optimizer.zero_grad()
@@ -190,6 +187,8 @@ class Run:
             self._check(path, state)
         self.group.wait()  # until all have read what the first is about to remove
         if self.group.first:
+            for folder in (self.out, self.out / LAST, self.out / BEST):
+                remove_leftovers(folder)
             self._checkpoints.clear(after=state["step"] if state else 0)
             write_json(self.out / RECIPE_FILE, asdict(self.config))
             if state is None:
@@ -223,7 +222,13 @@ class Run:
         return replace(self.checkpoint, training={**self.checkpoint.training, "steps": self.step})
 
     def _averaged_state(self) -> dict[str, Tensor]:
+        """Raises ConfigError when they are of no use: what was saved before them stays."""
         weights: dict[str, Tensor] = whole(self.network.state_dict() | self.average.values)
+        if not all(torch.isfinite(value).all() for value in weights.values()):
+            raise ConfigError(
+                f"step {self.step}: weights are no longer finite, and are not saved: training has diverged; begin "
+                "anew, in a new --out, with a lower learning rate or a longer warm-up"
+            )
         return weights
 
     def _check(self, path: Path, state: dict[str, Any]) -> None:

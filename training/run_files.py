@@ -8,11 +8,13 @@ from typing import Any, Self
 
 import torch
 
-from manifests.atomic import atomic_path, write_bytes
+from manifests.atomic import TEMPORARY_PREFIX, abandoned, atomic_path, write_bytes
 from manifests.errors import CheckpointError, ConfigError, StoreError
+from mgeldm.checkpoint import CONFIG_FILE, WEIGHTS_FILE
 
 STATE_FILE = "state.pt"
 METRICS_FILE = "metrics.jsonl"
+RECIPE_FILE = "recipe.json"
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -48,6 +50,14 @@ def check_finite(step: int, loss: float, norm: float) -> None:
         )
 
 
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed processes were writing in a run's folder or one of its checkpoints, up to gigabytes each."""
+    own = (STATE_FILE, METRICS_FILE, RECIPE_FILE, WEIGHTS_FILE, CONFIG_FILE)
+    for left in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        if abandoned(left.name) in own:
+            left.unlink(missing_ok=True)
+
+
 class Metrics:
     """``metrics.jsonl``: one JSON object a line, each with its ``step``. A context manager."""
 
@@ -66,18 +76,20 @@ class Metrics:
         self._file.close()
 
     def write(self, step: int, figures: dict[str, float]) -> None:
-        """Add a line."""
-        self._file.write(json.dumps({"step": step, **figures}) + "\n")
+        """Add a line; JSON has no numbers that are not finite, and they are null."""
+        known = {key: value if math.isfinite(value) else None for key, value in figures.items()}
+        self._file.write(json.dumps({"step": step, **known}) + "\n")
         self._file.flush()
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The lines of a metrics file, but for one that was cut by a kill."""
-    return [json.loads(line) for line in _lines(path) if _step(line) < math.inf]
+    """The lines of a metrics file, but for one that was cut by a kill. What was not finite is not in them."""
+    lines = [json.loads(line) for line in _lines(path) if _step(line) < math.inf]
+    return [{key: value for key, value in line.items() if value is not None} for line in lines]
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines(keepends=True) if path.exists() else []
+    return path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True) if path.exists() else []
 
 
 def _step(line: str) -> float:

@@ -52,6 +52,8 @@ class ShardBytes:
         self._whole_entry = lru_cache(OPEN_SHARDS)(self._named)
         far = any(is_remote(store.root) for store in ordered)
         self._pool = ThreadPoolExecutor(REQUESTS, "fetch") if far else None
+        self.largest_far = int((self._offsets + self._sizes).max()) if far else 0
+        """Bytes of the largest shard, where some come from far."""
 
     def place(self, row: int) -> str:
         """The row's shard, for a person."""
@@ -70,7 +72,10 @@ class ShardBytes:
             if not is_remote(store.root):
                 content = self._open(shard).read(size, offset)
             else:
-                content = self._far(row, shard, offset, size)
+                try:
+                    content = self._far(row, shard, offset, size)
+                except ShardError:  # it may have been damaged on the way
+                    content = self._far(row, shard, offset, size)
         except FileNotFoundError:
             raise ShardError(f"{store.location(name)}: missing, though the index names it") from None
         except OSError as error:

@@ -29,7 +29,6 @@ _ROOM = 0.9
 """Share of the limit that is left after old entries had to go, so that few fills have to look at all of them."""
 _TOUCH_S = 60.0
 """An entry that is read again so soon is as fresh as it was."""
-_ABANDONED_S = 3600.0
 
 
 class ShardCache:
@@ -73,6 +72,8 @@ class ShardCache:
             fill(Entry(file))
             with _keeping():
                 os.fsync(file)
+            # Who counts the entries must not miss one that changes its name meanwhile.
+            with self._locked(_TOTAL), _keeping():
                 os.replace(temporary, path)
                 return os.pread(file, count, start)
         finally:
@@ -95,6 +96,7 @@ class ShardCache:
             os.ftruncate(total_file, 0)
             os.pwrite(total_file, str(total).encode(), 0)
             file, temporary = tempfile.mkstemp(prefix=_TEMPORARY, dir=self.folder)
+            fcntl.flock(file, fcntl.LOCK_EX)  # until it is whole, or its process is gone
             os.ftruncate(file, size)
             return file, temporary
 
@@ -110,10 +112,10 @@ class ShardCache:
         left = sum(bytes_ for _, bytes_, _ in found)
         if left + size <= self.limit:
             return left
-        for changed, bytes_, path in sorted(found):
+        for _, bytes_, path in sorted(found):
             if left + size <= self.limit * _ROOM:
                 break
-            if os.path.basename(path).startswith(_TEMPORARY) and time.time() - changed < _ABANDONED_S:
+            if os.path.basename(path).startswith(_TEMPORARY) and not _abandoned(path):
                 continue
             with suppress(FileNotFoundError):
                 os.unlink(path)
@@ -167,6 +169,21 @@ class Entry:
         """What was written, for a check."""
         with _keeping():
             return os.pread(self._file, count, start)
+
+
+def _abandoned(path: str) -> bool:
+    """Whether nobody fills a temporary entry any more."""
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(file)
 
 
 def _read(path: Path, size: int, start: int, count: int) -> bytes | None:

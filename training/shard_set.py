@@ -101,6 +101,11 @@ class ShardSet:
         """The number of each row's shard ``[rows]``."""
         return self._bytes.shards
 
+    @property
+    def largest_far_shard(self) -> int:
+        """Bytes of the largest shard of a data set that comes from far; 0 for one on a disk."""
+        return self._bytes.largest_far
+
     def keys(self, rows: Rows) -> list[str]:
         """Window ids."""
         return list(self._keys.take(pa.array(rows)).to_pylist())

@@ -9,6 +9,8 @@
   processes, and with every batch. It fits any number of processes and any batch.
 """
 
+import logging
+import math
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,8 @@ from training.randomness import Purpose, generator, uniforms
 from training.shard_cache import ShardCache
 from training.shard_set import Flags, Float, Half, Rows, ShardSet
 from training.stem_tracks import StemSet
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T", bound=np.generic)
 
@@ -77,9 +81,22 @@ class StreamConfig:
         Raises as `ShardSet` and `StemSet`.
         """
         cache, whole = ShardCache(self.cache, int(self.cache_gb * 1e9)) if self.cache else None, self.order == "shards"
-        if stems:
-            return StemSet(data, subset, self.crop_frames, stems, cache=cache, whole_shards=whole)
-        return ShardSet(data, subset, self.crop_frames, present=present, cache=cache, whole_shards=whole)
+        opened = (
+            StemSet(data, subset, self.crop_frames, stems, cache=cache, whole_shards=whole)
+            if stems
+            else ShardSet(data, subset, self.crop_frames, present=present, cache=cache, whole_shards=whole)
+        )
+        at_once = min(self.buffer_shards + 1, int(opened.shards.max()) + 1)
+        if cache and whole and cache.limit < (needed := at_once * opened.largest_far_shard):
+            logger.warning(
+                "%s: %d shards are read from at a time, and the cache of %g GB cannot hold them: they are fetched "
+                "again and again; raise stream.cache_gb to %g, or lower stream.buffer_shards",
+                data,
+                at_once,
+                self.cache_gb,
+                math.ceil(needed / 1e7) / 100,
+            )
+        return opened
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,8 +171,12 @@ class Stream:
         return StreamState(0, (0,) * len(self._sets))
 
     def batches(self, state: StreamState, ahead: int = 4) -> Generator[Batch, None, None]:
-        """Batches from ``state`` on, for ever, ``ahead`` of them read by threads until the generator is closed."""
-        return load_ahead(self._load, self._plans(state), ahead, self._config.workers)
+        """Batches from ``state`` on, for ever, ``ahead`` of them read by threads until the generator is closed.
+
+        Where there are more threads than that, as many as keep all of them at work.
+        """
+        workers = self._config.workers
+        return load_ahead(self._load, self._plans(state), max(ahead, workers + 1), workers)
 
     def _plans(self, state: StreamState) -> Iterator[_Plan]:
         size, share = self._config.batch, self._config.batch // self._world

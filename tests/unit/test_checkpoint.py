@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from manifests.errors import CheckpointError
+from manifests.errors import CheckpointError, StoreError
 from mgeldm import checkpoint
 from mgeldm.checkpoint import CheckpointConfig, check_identity, load_checkpoint, part_of, save_checkpoint
 from mgeldm.embedder import EmbedderSpec
@@ -149,6 +150,22 @@ def test_a_kill_never_leaves_weights_beside_another_models_configuration(
     with pytest.raises(KeyboardInterrupt):
         save_checkpoint(folder, replace(CONFIG, latent_mean=(0.0,) * 4), network.state_dict())
     assert "missing" in refusal(folder)
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), SafetensorError("I/O error\nfull")])
+def test_a_full_disk_is_one_line_and_leaves_what_was_there(
+    folder: Path, network: JointTransformer, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def full(tensors: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise error
+
+    before = {path: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(StoreError, match=r"checkpoint: cannot be written \(.*\); free some space") as caught:
+        save_checkpoint(folder, CONFIG, network.state_dict())
+    assert "\n" not in str(caught.value)
+    assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
 class Part:

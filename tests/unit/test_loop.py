@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from manifests.atomic import TEMPORARY_PREFIX
 from manifests.errors import CheckpointError, ConfigError, ShardError
 from mgeldm.checkpoint import load_checkpoint
 from mgeldm.diffusion.timesteps import TimestepPatterns
@@ -23,7 +24,7 @@ from training.loop import Prepared, open_data, prepared, train
 from training.parallel import Workers
 from training.randomness import Purpose, generator
 from training.run import Run
-from training.run_files import Metrics
+from training.run_files import Metrics, read_metrics
 from training.stream import StreamConfig
 from training.validation import GIVEN, Validation
 
@@ -188,12 +189,28 @@ class TestStep:
         before = flat([run.network.state_dict(), run.average.state_dict(), run.optimizer.state_dict()["state"]])
         assert step(run, batch)["skipped"] == 1
         assert run.step == 1
-        with pytest.raises(ConfigError, match=r"^step 2: the loss is (nan|inf).*2 steps in a row.*lower the learning"):
-            step(run, batch)
+        assert step(run, batch)["skipped"] == 2
+        with pytest.raises(ConfigError, match=r"^step 2: the loss is (nan|inf).*2 steps in a row.*lower learning rate"):
+            run.guard.check()
         assert flat([run.network.state_dict(), run.average.state_dict(), run.optimizer.state_dict()["state"]]) == before
         with pytest.raises(ConfigError, match="step 2"):
             train(config, [(broken, None)], tmp_path / "out")
         assert not (tmp_path / "out/state.pt").exists()
+        told = metrics(tmp_path / "out")
+        assert [row["skipped"] for row in told] == [1, 2]
+        assert [row["loss"] for row in told] == [None, None], "JSON has no NaN"
+
+    def test_weights_that_are_not_finite_never_take_the_place_of_others(self, data: Path, tmp_path: Path) -> None:
+        def spoil(run: Run) -> None:
+            if run.step == 4:
+                with torch.no_grad():
+                    next(iter(run.average.values.values())).fill_(torch.nan)
+
+        config = replace(CONFIG, steps=6, save_every=3, validate_every=100)
+        with pytest.raises(ConfigError, match=r"^step 6: weights are no longer finite, and are not saved"):
+            train(config, [(data, None)], tmp_path, after_step=spoil)
+        assert load_checkpoint(tmp_path / "checkpoint")[0].training["steps"] == 3
+        assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 3
 
     def test_parts_of_a_batch_give_the_gradient_of_the_whole(self, data: Path, tmp_path: Path) -> None:
         figures = []
@@ -501,6 +518,36 @@ class TestMetricsFile:
         with Metrics(path, 2) as file:
             file.write(3, {"a": 4.5})
         assert path.read_text() == '{"step": 1}\n{"step": 2, "a": 3}\n{"step": 3, "a": 4.5}\n'
+
+    def test_lines_that_are_no_text_are_dropped(self, tmp_path: Path) -> None:
+        path = tmp_path / "metrics.jsonl"
+        path.write_bytes(b'{"step": 1}\n\xff\xfe\n')
+        with Metrics(path, 2):
+            pass
+        assert path.read_text() == '{"step": 1}\n'
+
+    def test_what_is_not_finite_is_null_and_not_read(self, tmp_path: Path) -> None:
+        path = tmp_path / "metrics.jsonl"
+        with Metrics(path, 0) as file:
+            file.write(1, {"loss": math.nan, "norm": math.inf, "lr": 0.5})
+        assert path.read_text() == '{"step": 1, "loss": null, "norm": null, "lr": 0.5}\n'
+        assert read_metrics(path) == [{"step": 1, "lr": 0.5}]
+
+
+def test_what_killed_processes_were_writing_is_removed(data: Path, tmp_path: Path) -> None:
+    train(CONFIG, [(data, None)], tmp_path)
+    dead = f"{TEMPORARY_PREFIX}{10**30}-0-"
+    own = [
+        tmp_path / f"{dead}state.pt",
+        tmp_path / f"checkpoint/{dead}model.safetensors",
+        tmp_path / f"best/{dead}config.json",
+    ]
+    others = [tmp_path / f"{dead}mine.txt", tmp_path / "notes.txt"]
+    for path in (*own, *others):
+        path.write_text("half")
+    train(replace(CONFIG, steps=CONFIG.steps + 1), [(data, None)], tmp_path)
+    assert not any(path.exists() for path in own)
+    assert all(path.exists() for path in others)
 
 
 def test_the_objective_of_the_recipe_is_trained_and_kept(data: Path, straight: Path, tmp_path: Path) -> None:

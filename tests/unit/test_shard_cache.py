@@ -4,6 +4,8 @@ import errno
 import logging
 import os
 import shutil
+import signal
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -14,6 +16,7 @@ import numpy as np
 import pytest
 
 from manifests.errors import ConfigError, ShardError
+from manifests.store import Store
 from tests.support.remote import upload
 from tests.support.shards import write_dataset
 from training.shard_cache import Entry, ShardCache
@@ -60,6 +63,66 @@ class TestCache:
         with ThreadPoolExecutor(8) as pool:
             fills = list(pool.map(lambda n: filled(caches[n % 8], f"{n // 8}", bytes(50)), range(80)))
         assert sum(fills) == 10
+
+    def test_what_killed_processes_were_filling_makes_room_at_once(self, tmp_path: Path) -> None:
+        for name in ("a", "b"):
+            if not (child := os.fork()):
+                ShardCache(tmp_path, 100).read(name, 45, 0, 3, lambda _: os.kill(os.getpid(), signal.SIGKILL))  # type: ignore[arg-type, return-value]
+            assert os.waitpid(child, 0)[1] == signal.SIGKILL
+        assert held(tmp_path) == 90
+        cache = ShardCache(tmp_path, 100)
+        assert filled(cache, "c", bytes(45))
+        assert not filled(cache, "c", bytes(45))
+        assert held(tmp_path) <= 100
+
+    def test_what_is_being_filled_counts_and_stays(self, tmp_path: Path) -> None:
+        cache, other = ShardCache(tmp_path, 100), ShardCache(tmp_path, 100)
+        during: list[bytes | None] = []
+
+        def fill(entry: Entry) -> None:
+            entry.write(bytes(60))
+            during.extend(other.read("b", 50, 0, 3, lambda entry: entry.write(bytes(50))) for _ in range(2))
+            during.append(other.read("c", 40, 0, 3, lambda entry: entry.write(bytes(40))))
+
+        assert cache.read("a", 60, 0, 3, fill) == bytes(3)
+        assert during == [None, None, bytes(3)]
+        assert held(tmp_path) == 100
+
+    def test_an_entry_that_gets_its_name_while_others_are_counted_counts(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        cache, other = ShardCache(tmp_path, 100), ShardCache(tmp_path, 100)
+        filling, counting, listed = threading.Event(), threading.Event(), os.scandir
+
+        def fill(entry: Entry) -> None:
+            entry.write(bytes(40))
+            filling.set()
+            counting.wait(10)
+
+        class Slowly:
+            """A listing after which the one that is filled has all the time to end."""
+
+            def __init__(self, folder: Path) -> None:
+                self._found = list(listed(folder))
+
+            def __enter__(self) -> list["os.DirEntry[str]"]:
+                counting.set()
+                thread.join(0.5)
+                return self._found
+
+            def __exit__(self, *_: object) -> None:
+                pass
+
+        thread = threading.Thread(target=cache.read, args=("a", 40, 0, 3, fill))
+        thread.start()
+        assert filling.wait(10)
+        (tmp_path / "total").write_text("")  # the next to come counts
+        monkeypatch.setattr(os, "scandir", Slowly)
+        other.read("b", 40, 0, 3, lambda entry: entry.write(bytes(40)))
+        monkeypatch.undo()
+        thread.join(10)
+        other.read("c", 40, 0, 3, lambda entry: entry.write(bytes(40)))
+        assert held(tmp_path) <= 100
 
     def test_an_entry_larger_than_the_cache_is_not_kept(self, tmp_path: Path) -> None:
         assert ShardCache(tmp_path, 5).read("a", 10, 0, 10, lambda entry: entry.write(bytes(10))) is None
@@ -171,3 +234,35 @@ def test_damage_on_the_way_is_never_trained_on(far: str, tmp_path: Path, order: 
     config = StreamConfig(batch=20, order=order, cache=str(tmp_path / "cache") if cached else "")  # type: ignore[arg-type]
     with pytest.raises(ShardError, match="is damaged; verify the shards"):
         take(far, config, 1)
+
+
+@pytest.mark.parametrize("cached", [True, False])
+@pytest.mark.parametrize("order", ["shuffled", "shards"])
+def test_what_was_damaged_on_the_way_once_is_fetched_again(
+    near: Path, far: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: str, cached: bool
+) -> None:
+    config = StreamConfig(batch=20, order=order, cache=str(tmp_path / "cache") if cached else "")  # type: ignore[arg-type]
+    read_range, reads = Store.read_range, []
+
+    def damaged_once(self: Store, name: str, start: int, size: int) -> bytes:
+        content = read_range(self, name, start, size)
+        reads.append(name)
+        return content if len(reads) > 1 else bytes(100) + content[100:]
+
+    monkeypatch.setattr(Store, "read_range", damaged_once)
+    for one, other in zip(take(near, config, 2), take(far, config, 2), strict=True):
+        np.testing.assert_array_equal(one.latents, other.latents)
+    assert len(reads) > 1
+
+
+@pytest.mark.parametrize(("cache_gb", "buffer", "at_once"), [(1.0, 2, 0), (6e-5, 9, 5), (6e-5, 1, 0), (1e-5, 1, 2)])
+def test_a_cache_that_cannot_hold_the_shards_that_are_read_from(
+    far: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, cache_gb: float, buffer: int, at_once: int
+) -> None:
+    config = StreamConfig(order="shards", buffer_shards=buffer, cache=str(tmp_path), cache_gb=cache_gb)
+    assert config.open(far, "train").largest_far_shard == 26_624
+    said = [record.getMessage() for record in caplog.records]
+    assert len(said) == bool(at_once)
+    if at_once:
+        assert f"{far}: {at_once} shards are read from at a time, and the cache of {cache_gb:g} GB" in said[0]
+        assert "raise stream.cache_gb to 0.01, or lower stream.buffer_shards" in said[0]

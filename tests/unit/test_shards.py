@@ -258,7 +258,7 @@ def test_the_card_comes_back_and_names_what_is_wrong_with_it(tmp_path: Path) -> 
     for damage, message in (
         ("{", "not readable"),
         ("[]", "not a data set card"),
-        (json.dumps(raw | {"version": "9"}), "samples of version 9, this program reads 1"),
+        (json.dumps(raw | {"version": "9"}), "samples of version '9', this program reads '1'"),
         (json.dumps({key: value for key, value in raw.items() if key != "hours"}), "not a data set card .*hours"),
         (json.dumps(raw | {"codec": {}}), "not a data set card .*spec"),
         (json.dumps(raw | {"latent_mean": 1}), "not a data set card"),

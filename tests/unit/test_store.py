@@ -3,9 +3,13 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, ClassVar
 
+import fsspec
 import pytest
+from fsspec import AbstractFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.spec import AbstractBufferedFile
 
 from manifests import remote, store
 from manifests.atomic import TEMPORARY_PREFIX, abandoned
@@ -74,6 +78,34 @@ def test_a_big_file_is_fetched_in_parts(place: Store, monkeypatch: pytest.Monkey
     place.write("empty", b"")
     with pytest.raises(ValueError, match="empty"):
         place.map("empty")
+
+
+class Paged(AbstractFileSystem):
+    """One object of 20 MB, in a store that has no request of its own for a range, as the hub's."""
+
+    protocol = "paged"
+    fetched: ClassVar[list[tuple[int, int]]] = []
+
+    def info(self, path: str, **options: Any) -> dict[str, Any]:
+        return {"name": path, "size": 20_000_000, "type": "file"}
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> AbstractBufferedFile:
+        return PagedFile(self, path, mode, **options)
+
+
+class PagedFile(AbstractBufferedFile):
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        Paged.fetched.append((start, end))
+        return bytes(end - start)
+
+
+def test_no_more_is_fetched_than_is_read() -> None:
+    fsspec.register_implementation("paged", Paged, clobber=True)
+    place = open_store("paged://data/set")
+    Paged.fetched.clear()
+    assert place.read_range("a.tar", 1000, 500) == bytes(500)
+    assert len(place.read("a.tar")) == 20_000_000
+    assert Paged.fetched == [(1000, 1500), (0, 20_000_000)]
 
 
 def test_the_root_may_be_a_file_url(tmp_path: Path) -> None:

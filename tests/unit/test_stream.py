@@ -272,12 +272,14 @@ class TestBlend:
             ([90, 10], [None, None], 2.0, [0.75, 0.25]),
             ([16, 50, 1], [None, 0.5, None], 4.0, [1 / 3, 0.5, 1 / 6]),
             ([7], [5.0], 1.0, [1.0]),
+            ([1000, 10, 1000], [None, None, None], 1e-4, [0.5, 0.0, 0.5]),
+            ([10, 0], [None, None], 1.0, [1.0, 0.0]),
         ],
     )
     def test_shares(
         self, hours: list[float], weights: list[float | None], temperature: float, expected: list[float]
     ) -> None:
-        np.testing.assert_allclose(blend(hours, weights, temperature), expected, rtol=1e-12)
+        np.testing.assert_allclose(blend(hours, weights, temperature), expected, rtol=1e-12, atol=1e-15)
 
     @pytest.mark.parametrize(
         ("samples", "weights", "words"),

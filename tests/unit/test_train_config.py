@@ -82,7 +82,7 @@ def test_an_empty_recipe_is_the_default(tmp_path: Path) -> None:
         ("steps: 0", "steps 0 must be at least 1"),
         ("preset: huge", "preset 'huge' is none of tiny, small"),
         ("ema: 1.0", "decay of 1.0"),
-        ("learning_rate: 0", "learning_rate 0.0 must be above 0"),
+        ("learning_rate: 0", "learning_rate 0.0 must be a number above 0"),
         ("seed: -1", "seed -1"),
         ("stream: {batch: 0}", "batch 0"),
         ("patterns: {all: -1}", "give finite weights"),

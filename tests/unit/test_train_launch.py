@@ -149,6 +149,7 @@ class TestRefused:
             (["--listen_every", "5"], "needs tensorboard"),
             (["--nodes", "4"], "--nodes, --gpus-per-node, --cpu-workers and --address go with --ray"),
             (["--address", "ray:1"], "--nodes, --gpus-per-node, --cpu-workers and --address go with --ray"),
+            (["--learning_rate", ".inf"], "learning_rate inf must be a number above 0"),
             (["--calibrate", "always"], "--calibrate always goes with --dry-run"),
             (["--stems.instruments", "[bass, organ]"], "no window has 'organ' as a source; sources are bass, drums"),
             (["--stems.instruments", "[bass]", "--present", "[mix]"], "and present ['mix']: choose one"),
@@ -190,6 +191,15 @@ class TestRefused:
         message = refused(capsys, "tiny", "--data", str(data), "--out", str(tmp_path / "run"), *SHRUNKEN)
         assert f"{tmp_path / 'run'}: cannot be written" in message
         assert (tmp_path / "run").read_text() == "mine"
+
+    def test_a_url_as_the_run_folder(
+        self, capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        for words in ([], ["--ray"]):
+            message = refused(capsys, "tiny", "--data", str(data), "--out", "s3://bucket/run", *SHRUNKEN, *words)
+            assert "s3:/bucket/run: a URL, where a folder is needed" in message
+        assert list(tmp_path.iterdir()) == []
 
 
 def test_a_run_that_has_its_steps_says_so(

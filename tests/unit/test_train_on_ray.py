@@ -1,12 +1,16 @@
 """Training on Ray: two processes on CPUs, one of which fails on the way."""
 
 import json
+import os
+import signal
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from manifests.errors import ConfigError
 from tests.support.shards import write_dataset
@@ -33,7 +37,7 @@ def losses(out: Path) -> list[float]:
     return [row["loss"] for row in rows if "loss" in row]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     import ray
 
@@ -54,8 +58,6 @@ def test_two_workers_one_of_which_fails_give_the_curve_of_one_process(
 
     def failing_step(run: object) -> None:
         """Ends the process of rank 1 after step 5, once."""
-        import os
-
         if os.environ["RANK"] == "1" and getattr(run, "step", 0) == 5 and not failed.exists():
             failed.touch()
             os._exit(1)
@@ -83,6 +85,32 @@ def test_what_a_process_refuses_is_not_tried_again(cluster: None, tmp_path: Path
     with pytest.raises(ConfigError, match=r"^step 1: training has diverged$"):
         train_on_ray(CONFIG, [(data, None)], out, cpu_workers=1, after_step=diverging_step)
     assert starts.read_text().splitlines() == ["started"]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_sigterm_to_the_one_that_started_it_saves_and_ends(cluster: None, tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data", {"train": 9}, frames=12)
+    out, driver = tmp_path / "ray", os.getpid()
+
+    def stopping_step(run: object) -> None:
+        if getattr(run, "step", 0) == 3:
+            os.kill(driver, signal.SIGTERM)
+        while getattr(run, "step", 0) == 3 and not (out / ".ray-stop").exists():
+            time.sleep(0.01)
+
+    config = replace(CONFIG, steps=1000, save_every=1000)
+    summary = train_on_ray(config, [(data, None)], out, cpu_workers=2, after_step=stopping_step)
+    # The step after it has been asked to.
+    assert (summary.steps, summary.stopped) == (4, True)
+    assert torch.load(out / "state.pt", weights_only=True)["step"] == 4
+    assert sorted(path.name for path in out.iterdir()) == [
+        "checkpoint",
+        "metrics.jsonl",
+        "ray",
+        "recipe.json",
+        "state.pt",
+    ]
 
 
 def test_what_cannot_be_divided_is_refused_before_ray_starts(tmp_path: Path) -> None:

@@ -73,8 +73,10 @@ class TestGuard:
         assert guard.passes(4, 1.0, 1.0)
         assert not guard.passes(5, loss, norm)
         assert not guard.passes(6, loss, norm)
+        guard.check()
+        assert not guard.passes(7, loss, norm)
         with pytest.raises(ConfigError, match=r"^step 7: .*usually about 1; 3 steps in a row were skipped"):
-            guard.passes(7, loss, norm)
+            guard.check()
         assert guard.usual == 1.0
 
     def test_it_goes_on_from_its_state(self) -> None:
@@ -147,6 +149,16 @@ class TestPreemption:
             os.kill(os.getpid(), signal.SIGTERM)
             assert preemption.asked
         assert signal.getsignal(signal.SIGTERM) is before
+
+    def test_a_mark_tells_others(self, tmp_path: Path) -> None:
+        mark = tmp_path / "mark"
+        with Preemption(mark) as told, Preemption(mark) as other:
+            assert not told.asked
+            assert not other.asked
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert mark.exists()
+            assert told.asked
+            assert other.asked
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), RuntimeError("unexpected pos 64 vs 0")])
