@@ -1,16 +1,20 @@
 """The stream beside other loaders on the same samples, from a warm page cache; its memory, start and mixing."""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
+from fsspec.config import conf, set_conf_env
 
 from benchmarks import reference_loaders
 from benchmarks.result import Result
@@ -20,11 +24,13 @@ from manifests.shards import (
     SHARDS_FOLDER,
     DatasetCard,
     Sample,
+    read_index,
     write_card,
     write_index,
     write_prompts,
     write_shard,
 )
+from training.shard_bytes import REQUESTS
 
 SECONDS = 2.0
 ROUNDS = 3
@@ -45,6 +51,7 @@ def run() -> Iterator[Result]:
         yield from _beside(data, folder)
         yield from _growth(data, dataset(folder / "ten", 10 * SAMPLES))
         yield from _mixing(data)
+        yield from _from_s3(data)
 
 
 def dataset(data: Path, samples: int) -> Path:
@@ -135,10 +142,10 @@ def _rate(loader: Batches) -> float:
     return count / passed
 
 
-def _stream(data: Path) -> Batches:
+def _stream(data: Path | str, workers: int = 1) -> Batches:
     from training.stream import Stream, StreamConfig
 
-    config = StreamConfig(batch=reference_loaders.BATCH, crop_frames=reference_loaders.CROP)
+    config = StreamConfig(batch=reference_loaders.BATCH, crop_frames=reference_loaders.CROP, workers=workers)
     stream = Stream([config.open(data, "train")], None, config)
     for batch in stream.batches(stream.start()):
         yield batch.latents
@@ -193,3 +200,54 @@ def _mixing(data: Path) -> Iterator[Result]:
         better="lower",
         detail={name: f"{share:.4f}" for name, share in shares.items()} | {"shards": SAMPLES // PER_SHARD},
     )
+
+
+def _from_s3(data: Path) -> Iterator[Result]:
+    """The stream over S3 against bare requests of the same samples, as many at a time, with nothing done to them."""
+    rng = np.random.default_rng(0)
+    with _served(data) as url:
+        system, base = fsspec.core.url_to_fs(url)
+        rows = read_index(url)
+
+        def bare() -> Batches:
+            while True:
+                picked = [rows[number] for number in rng.integers(len(rows), size=REQUESTS)]
+                yield system.cat_ranges(
+                    [f"{base}/{SHARDS_FOLDER}/{row.shard}" for row in picked],
+                    [row.offset for row in picked],
+                    [row.offset + row.size for row in picked],
+                    max_gap=None,
+                )
+
+        loaders = {"stream": _stream(url, workers=2), "bare": bare()}
+        rates: dict[str, list[float]] = {name: [] for name in loaders}
+        for loader in loaders.values():
+            next(loader)
+        for _ in range(ROUNDS):
+            for name, loader in loaders.items():
+                rates[name].append(_rate(loader))
+    size = float(np.mean([row.size for row in rows])) / 1e6
+    yield Result(
+        name="stream.s3_vs_bare_requests",
+        value=float(np.median(np.array(rates["stream"]) / np.array(rates["bare"]))),
+        unit="ratio",
+        goal=0.9,
+        better="higher",
+        detail={f"{name}_mb_per_s": round(float(np.median(found)) * size, 1) for name, found in rates.items()},
+    )
+
+
+@contextmanager
+def _served(data: Path) -> Iterator[str]:
+    """The URL of a data set on a server of this machine, which the environment of fsspec points to."""
+    command = [sys.executable, "-m", "benchmarks.object_server", str(data)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert server.stdout
+    try:
+        os.environ["FSSPEC_S3_ENDPOINT_URL"] = f"http://127.0.0.1:{int(server.stdout.readline())}"
+        os.environ |= {"FSSPEC_S3_KEY": "key", "FSSPEC_S3_SECRET": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
+        set_conf_env(conf)
+        yield "s3://bench"
+    finally:
+        server.kill()
+        server.wait()
