@@ -1,6 +1,5 @@
 """Training on Ray: two processes on CPUs, one of which fails on the way."""
 
-import json
 import os
 import signal
 import time
@@ -14,27 +13,15 @@ import torch
 
 from manifests.errors import ConfigError
 from tests.support.shards import write_dataset
-from training.config import ModelSize, TrainConfig
+from tests.support.training import SIX_STEPS, metrics
 from training.loop import train
 from training.on_ray import train_on_ray
-from training.stream import StreamConfig
 
-CONFIG = TrainConfig(
-    steps=8,
-    warmup=2,
-    ema=0.9,
-    device="cpu",
-    save_every=3,
-    validate_every=4,
-    log_every=1,
-    model=ModelSize(width_per_track=32, depth=1, heads=3),
-    stream=StreamConfig(crop_frames=6, batch=4),
-)
+CONFIG = replace(SIX_STEPS, steps=8, save_every=3, validate_every=4)
 
 
 def losses(out: Path) -> list[float]:
-    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [row["loss"] for row in rows if "loss" in row]
+    return [row["loss"] for row in metrics(out) if "loss" in row]
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ from manifests.atomic import TEMPORARY_PREFIX
 from manifests.errors import CheckpointError, ConfigError, ShardError
 from mgeldm.checkpoint import load_checkpoint
 from mgeldm.diffusion.timesteps import TimestepPatterns
-from mgeldm.model.config import PRESETS, JointConfig
 from tests.support.shards import CHANNELS, DIM, write_dataset
+from tests.support.training import ALONE, SIX_STEPS, made, metrics
 from training import checkpoints
 from training import run as run_module
 from training.config import TrainConfig
@@ -28,28 +28,7 @@ from training.run_files import Metrics, read_metrics
 from training.stream import StreamConfig
 from training.validation import GIVEN, Validation
 
-TINY = JointConfig(width_per_track=32, depth=1, heads=3, timestep_features=8)
-ALONE = Workers(torch.device("cpu"))
-CONFIG = TrainConfig(
-    steps=6,
-    warmup=2,
-    ema=0.9,
-    device="cpu",
-    save_every=2,
-    validate_every=3,
-    log_every=1,
-    stream=StreamConfig(crop_frames=6, batch=4),
-)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def tiny_network() -> Iterator[None]:
-    before, threads = PRESETS["tiny"], torch.get_num_threads()
-    PRESETS["tiny"] = TINY
-    torch.set_num_threads(1)
-    yield
-    PRESETS["tiny"] = before
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -61,17 +40,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def straight(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An undisturbed run of six steps."""
     out = tmp_path_factory.mktemp("straight")
-    train(CONFIG, [(data, None)], out)
+    train(SIX_STEPS, [(data, None)], out)
     return out
-
-
-def made(config: TrainConfig, data: Path, out: Path) -> tuple[Run, Prepared]:
-    """A run at its beginning and its first batch."""
-    sets, stream = open_data(config, [(data, None)])
-    batches = prepared(stream, stream.start(), config, ALONE)
-    batch = next(batches)
-    batches.close()
-    return Run(config, sets, stream.shares, out, ALONE), batch
 
 
 def step(run: Run, batch: Prepared) -> dict[str, float]:
@@ -105,10 +75,6 @@ def assert_same_run(a: Path, b: Path) -> None:
     assert flat(state(a)) == flat(state(b))
 
 
-def metrics(out: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
 class Killed(Exception):
     """Stands for the end of the process."""
 
@@ -135,7 +101,7 @@ class TestStep:
     )
     def test_loss_by_hand(self, data: Path, tmp_path: Path, pattern: str, noised: tuple[int, ...]) -> None:
         weights = dict.fromkeys(("all", "mix_given", "submix_given", "source_given"), 0.0) | {pattern: 1.0}
-        config = replace(CONFIG, patterns=TimestepPatterns(**weights), seed=3)
+        config = replace(SIX_STEPS, patterns=TimestepPatterns(**weights), seed=3)
         run, batch = made(config, data, tmp_path)
         draws = [generator(3, Purpose.NOISE, element) for element in range(4)]
         tau = torch.cat([config.patterns.sample(1, rng) for rng in draws])
@@ -153,7 +119,7 @@ class TestStep:
         assert found == pytest.approx(named, rel=1e-4)
 
     def test_what_a_given_track_should_be_predicted_as_has_no_part(self, data: Path, tmp_path: Path) -> None:
-        config = replace(CONFIG, patterns=TimestepPatterns(all=0, mix_given=1, submix_given=0, source_given=0))
+        config = replace(SIX_STEPS, patterns=TimestepPatterns(all=0, mix_given=1, submix_given=0, source_given=0))
         run, batch = made(config, data, tmp_path)
         step(run, batch)
         last = run.network.get_parameter("postprocess_conv.weight").grad
@@ -164,7 +130,7 @@ class TestStep:
     def test_noise_and_levels_are_drawn_anew_at_every_step(self, tmp_path: Path) -> None:
         # One window without room for another crop: only noise and levels can differ.
         alone = write_dataset(tmp_path / "data", {"train": 1}, frames=6)
-        config = replace(CONFIG, stream=replace(CONFIG.stream, batch=1))
+        config = replace(SIX_STEPS, stream=replace(SIX_STEPS.stream, batch=1))
         _, stream = open_data(config, [(alone, None)])
         batches = prepared(stream, stream.start(), config, ALONE)
         noise, tau = zip(*((b.examples.noise, b.examples.tau) for b in (next(batches) for _ in range(4))), strict=True)
@@ -172,7 +138,7 @@ class TestStep:
         assert len({x.numpy().tobytes() for x in noise}) == len({x.numpy().max() for x in tau}) == 4
 
     def test_gradients_are_clipped(self, data: Path, tmp_path: Path) -> None:
-        run, batch = made(replace(CONFIG, clip=1e-3), data, tmp_path)
+        run, batch = made(replace(SIX_STEPS, clip=1e-3), data, tmp_path)
         assert step(run, batch)["norm"] > 1e-2
         gradients = [p.grad for p in run.network.parameters() if p.grad is not None]
         assert torch.stack([g.square().sum() for g in gradients]).sum().sqrt().item() == pytest.approx(1e-3, rel=1e-3)
@@ -184,7 +150,7 @@ class TestStep:
 
     def test_steps_that_are_not_finite_are_skipped_and_end_the_run(self, tmp_path: Path) -> None:
         broken = write_dataset(tmp_path / "data", {"train": 4}, frames=8, latent_std=(0.0, 1.0, 1.0, 1.0))
-        config = replace(CONFIG, patience=2)
+        config = replace(SIX_STEPS, patience=2)
         run, batch = made(config, broken, tmp_path / "out")
         before = flat([run.network.state_dict(), run.average.state_dict(), run.optimizer.state_dict()["state"]])
         assert step(run, batch)["skipped"] == 1
@@ -206,7 +172,7 @@ class TestStep:
                 with torch.no_grad():
                     next(iter(run.average.values.values())).fill_(torch.nan)
 
-        config = replace(CONFIG, steps=6, save_every=3, validate_every=100)
+        config = replace(SIX_STEPS, steps=6, save_every=3, validate_every=100)
         with pytest.raises(ConfigError, match=r"^step 6: weights are no longer finite, and are not saved"):
             train(config, [(data, None)], tmp_path, after_step=spoil)
         assert load_checkpoint(tmp_path / "checkpoint")[0].training["steps"] == 3
@@ -215,7 +181,7 @@ class TestStep:
     def test_parts_of_a_batch_give_the_gradient_of_the_whole(self, data: Path, tmp_path: Path) -> None:
         figures = []
         for accumulate in (1, 2, 4):
-            run, batch = made(replace(CONFIG, accumulate=accumulate), data, tmp_path)
+            run, batch = made(replace(SIX_STEPS, accumulate=accumulate), data, tmp_path)
             step(run, batch)
             figures.append(step(run, batch))
         assert figures[1] == pytest.approx(figures[0], rel=1e-5)
@@ -224,14 +190,14 @@ class TestStep:
     def test_recomputing_is_bitwise_the_same(self, data: Path, tmp_path: Path) -> None:
         curves = []
         for recompute in (False, True):
-            run, batch = made(replace(CONFIG, recompute=recompute), data, tmp_path)
+            run, batch = made(replace(SIX_STEPS, recompute=recompute), data, tmp_path)
             curves.append([step(run, batch) for _ in range(3)])
         assert curves[0] == curves[1]
 
     def test_arithmetic_in_bfloat16_leaves_weights_in_float32(self, data: Path, tmp_path: Path) -> None:
         losses = []
         for precision in ("float32", "bfloat16"):
-            run, batch = made(replace(CONFIG, precision=precision), data, tmp_path)  # type: ignore[arg-type]
+            run, batch = made(replace(SIX_STEPS, precision=precision), data, tmp_path)  # type: ignore[arg-type]
             step(run, batch)
             losses.append(step(run, batch)["loss"])
         assert {p.dtype for p in run.network.parameters()} == {torch.float32}
@@ -240,7 +206,7 @@ class TestStep:
 
     def test_absent_tracks_have_no_part(self, data: Path, tmp_path: Path) -> None:
         patterns = TimestepPatterns(all=1, mix_given=0, submix_given=0, source_given=0)
-        config = replace(CONFIG, present=("mix",), patterns=patterns)
+        config = replace(SIX_STEPS, present=("mix",), patterns=patterns)
         run, batch = made(config, data, tmp_path)
         examples = batch.examples
         assert batch.examples.counted.sum() == 4
@@ -264,11 +230,11 @@ class TestStep:
 
 class TestResume:
     def test_steps_then_resume_are_bitwise_the_straight_run(self, data: Path, straight: Path, tmp_path: Path) -> None:
-        assert train(replace(CONFIG, steps=4), [(data, None)], tmp_path).steps == 4
+        assert train(replace(SIX_STEPS, steps=4), [(data, None)], tmp_path).steps == 4
         # The shorter run validated at its end, the straight one did not.
         rows = [row for row in metrics(tmp_path) if row["step"] != 4 or "loss" in row]
         (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        assert train(CONFIG, [(data, None)], tmp_path).steps == 6
+        assert train(SIX_STEPS, [(data, None)], tmp_path).steps == 6
         assert_same_run(tmp_path, straight)
 
     @pytest.mark.parametrize("call", [1, 2, 4, 5, 6])
@@ -278,10 +244,10 @@ class TestResume:
         with monkeypatch.context() as patch:
             kill(patch, Run, "train_step", call)
             with pytest.raises(Killed):
-                train(CONFIG, [(data, None)], tmp_path)
+                train(SIX_STEPS, [(data, None)], tmp_path)
         with open(tmp_path / "metrics.jsonl", "a") as file:
             file.write('{"step": 1, "lo')
-        train(CONFIG, [(data, None)], tmp_path)
+        train(SIX_STEPS, [(data, None)], tmp_path)
         assert_same_run(tmp_path, straight)
 
     @pytest.mark.parametrize(("owner", "name"), [(checkpoints, "save_checkpoint"), (run_module, "save_state")])
@@ -299,8 +265,8 @@ class TestResume:
         with monkeypatch.context() as patch:
             kill(patch, owner, name, call)
             with pytest.raises(Killed):
-                train(CONFIG, [(data, None)], tmp_path)
-        train(CONFIG, [(data, None)], tmp_path)
+                train(SIX_STEPS, [(data, None)], tmp_path)
+        train(SIX_STEPS, [(data, None)], tmp_path)
         assert_same_run(tmp_path, straight)
 
     def test_a_finished_run_is_only_validated(
@@ -308,7 +274,7 @@ class TestResume:
     ) -> None:
         before = {path: path.read_bytes() for path in straight.rglob("*") if path.is_file()}
         monkeypatch.delattr(Run, "train_step")
-        summary = train(CONFIG, [(data, None)], straight)
+        summary = train(SIX_STEPS, [(data, None)], straight)
         assert {path: path.read_bytes() for path in straight.rglob("*") if path.is_file()} == before
         assert (summary.steps, summary.loss, summary.first_loss) == (6, None, None)
         assert summary.val_loss == metrics(straight)[-1]["val_loss"]
@@ -322,7 +288,7 @@ class TestResume:
     ) -> None:
         before = {path: path.read_bytes() for path in straight.rglob("*") if path.is_file()}
         with pytest.raises(CheckpointError, match=r"another recipe \(.*, now .*\); use a new --out"):
-            train(replace(CONFIG, steps=9, **change), [(data, None)], straight)
+            train(replace(SIX_STEPS, steps=9, **change), [(data, None)], straight)
         assert {path: path.read_bytes() for path in straight.rglob("*") if path.is_file()} == before
 
     @pytest.mark.parametrize("change", [{"subsets": {"train": 8}}, {"latent_mean": (0.0,) * 4}, {"encoder": "x"}])
@@ -330,10 +296,10 @@ class TestResume:
         subsets = change.pop("subsets", {"train": 9})
         other = write_dataset(tmp_path / "other", subsets, frames=12, **change)
         with pytest.raises(CheckpointError, match="made with other data, or other weights of it; use a new --out"):
-            train(CONFIG, [(other, None)], straight)
+            train(SIX_STEPS, [(other, None)], straight)
 
     def test_other_weights_of_the_data_are_refused(self, data: Path, tmp_path: Path) -> None:
-        config = replace(CONFIG, steps=1)
+        config = replace(SIX_STEPS, steps=1)
         train(config, [(data, 1.0), (data, 1.0)], tmp_path)
         with pytest.raises(CheckpointError, match="other data"):
             train(config, [(data, 1.0), (data, 2.0)], tmp_path)
@@ -341,19 +307,19 @@ class TestResume:
     def test_beginning_anew_drops_the_old_run(
         self, data: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        train(replace(CONFIG, seed=5), [(data, None)], tmp_path)
+        train(replace(SIX_STEPS, seed=5), [(data, None)], tmp_path)
         with monkeypatch.context() as patch:
             kill(patch, Run, "train_step", 2)
             with pytest.raises(Killed):
-                train(CONFIG, [(data, None)], tmp_path, resume=False)
+                train(SIX_STEPS, [(data, None)], tmp_path, resume=False)
         assert [row["step"] for row in metrics(tmp_path)] == [1]
-        train(CONFIG, [(data, None)], tmp_path)
+        train(SIX_STEPS, [(data, None)], tmp_path)
         assert_same_run(tmp_path, straight)
 
     def test_a_state_that_cannot_be_read(self, data: Path, tmp_path: Path) -> None:
         (tmp_path / "state.pt").write_bytes(b"no state")
         with pytest.raises(CheckpointError, match=r"state.pt: not readable .*use a new --out") as caught:
-            train(CONFIG, [(data, None)], tmp_path)
+            train(SIX_STEPS, [(data, None)], tmp_path)
         assert "\n" not in str(caught.value)
 
 
@@ -362,9 +328,9 @@ class TestRun:
         again, other = tmp_path / "again", tmp_path / "other"
         np.random.seed(1)  # noqa: NPY002
         torch.manual_seed(1)
-        train(CONFIG, [(data, None)], again)
+        train(SIX_STEPS, [(data, None)], again)
         assert_same_run(again, straight)
-        train(replace(CONFIG, seed=1), [(data, None)], other)
+        train(replace(SIX_STEPS, seed=1), [(data, None)], other)
         assert metrics(other)[0]["loss"] != metrics(straight)[0]["loss"]
 
     def test_the_checkpoint_holds_the_average_and_its_origin(self, straight: Path) -> None:
@@ -375,7 +341,8 @@ class TestRun:
             assert torch.equal(value, saved["average"][f"value.{name}"])
         name = "transformer.project_in.weight"
         assert not torch.equal(weights[name], saved["network"][name])
-        assert config.model == replace(TINY, latent_channels=CHANNELS, embedding_dim=DIM)
+        assert config.model == SIX_STEPS.network(CHANNELS, DIM)
+        assert (config.model.width_per_track, config.model.depth, config.model.heads) == (32, 1, 3)
         assert (config.crop_frames, config.latent_mean) == (6, (100.0, 5.0, 0.0, 0.0))
         assert (config.codec["identity"], config.embedder["identity"]) == ("toy codec", "toy embedder")
         assert config.training["steps"] == 6
@@ -394,13 +361,13 @@ class TestRun:
     def test_validation_runs_once_a_time(self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         calls = []
         monkeypatch.setattr(Validation, "__call__", lambda self, network: calls.append(1) or {"val_loss": len(calls)})
-        summary = train(CONFIG, [(data, None)], tmp_path)
+        summary = train(SIX_STEPS, [(data, None)], tmp_path)
         assert len(calls) == 2
         assert summary.val_loss == 2
 
     def test_without_validation_songs(self, tmp_path: Path) -> None:
         alone = write_dataset(tmp_path / "data", {"train": 3}, frames=8)
-        summary = train(replace(CONFIG, steps=2), [(alone, None)], tmp_path / "out")
+        summary = train(replace(SIX_STEPS, steps=2), [(alone, None)], tmp_path / "out")
         assert summary.val_loss is None
         assert not any("val_loss" in row for row in metrics(tmp_path / "out"))
 
@@ -408,10 +375,10 @@ class TestRun:
         damaged = write_dataset(tmp_path / "data", {"train": 3, "validation": 2}, frames=8)
         next((damaged / "shards").glob("*validation*")).unlink()
         with pytest.raises(ShardError, match="missing, though the index names it"):
-            train(CONFIG, [(damaged, None)], tmp_path / "out")
+            train(SIX_STEPS, [(damaged, None)], tmp_path / "out")
 
     def test_it_learns(self, data: Path, tmp_path: Path) -> None:
-        config = replace(CONFIG, steps=60, warmup=10, save_every=100, validate_every=60, learning_rate=3e-3)
+        config = replace(SIX_STEPS, steps=60, warmup=10, save_every=100, validate_every=60, learning_rate=3e-3)
         summary = train(config, [(data, None)], tmp_path)
         assert summary.loss is not None
         assert summary.first_loss is not None
@@ -424,23 +391,23 @@ class TestRun:
 
 class TestValidation:
     def test_fixed_whatever_the_dropout(self, data: Path, tmp_path: Path) -> None:
-        run, _ = made(CONFIG, data, tmp_path)
+        run, _ = made(SIX_STEPS, data, tmp_path)
         with run.averaged() as network:
             first, again, dropping, other_seed = (
                 validation(config, data, run)(network)
                 for config in (
-                    CONFIG,
-                    CONFIG,
-                    replace(CONFIG, stream=replace(CONFIG.stream, condition_dropout=1.0)),
-                    replace(CONFIG, seed=1),
+                    SIX_STEPS,
+                    SIX_STEPS,
+                    replace(SIX_STEPS, stream=replace(SIX_STEPS.stream, condition_dropout=1.0)),
+                    replace(SIX_STEPS, seed=1),
                 )
             )
         assert first == again == dropping
         assert first != other_seed
 
     def test_a_perfect_network_has_no_loss(self, data: Path, tmp_path: Path) -> None:
-        run, _ = made(CONFIG, data, tmp_path)
-        made_once = validation(CONFIG, data, run)
+        run, _ = made(SIX_STEPS, data, tmp_path)
+        made_once = validation(SIX_STEPS, data, run)
         clean = (next(iter(made_once.tasks.values())).latents - run.mean) / run.std
         seen = 0
 
@@ -457,8 +424,8 @@ class TestValidation:
         assert min(figures.values()) >= 0
 
     def test_by_task_track_and_level(self, data: Path, tmp_path: Path) -> None:
-        run, _ = made(CONFIG, data, tmp_path)
-        made_once = validation(CONFIG, data, run)
+        run, _ = made(SIX_STEPS, data, tmp_path)
+        made_once = validation(SIX_STEPS, data, run)
         by_hand: dict[str, list[float]] = {}
 
         def telling(noisy: torch.Tensor, tau: torch.Tensor, embeddings: torch.Tensor) -> torch.Tensor:
@@ -479,11 +446,11 @@ class TestValidation:
         assert figures == pytest.approx(expected)
 
     def test_shares_of_processes_make_up_the_whole(self, data: Path, tmp_path: Path) -> None:
-        run, _ = made(CONFIG, data, tmp_path)
-        sets, _ = open_data(CONFIG, [(data, None)])
-        whole = validation(CONFIG, data, run).tasks["extract"]
+        run, _ = made(SIX_STEPS, data, tmp_path)
+        sets, _ = open_data(SIX_STEPS, [(data, None)])
+        whole = validation(SIX_STEPS, data, run).tasks["extract"]
         parts = [
-            Validation(sets, CONFIG, run.mean, run.std, Workers(torch.device("cpu"), rank, 2)).tasks["extract"]
+            Validation(sets, SIX_STEPS, run.mean, run.std, Workers(torch.device("cpu"), rank, 2)).tasks["extract"]
             for rank in range(2)
         ]
         assert [len(part.tau) for part in parts] == [5, 5]
@@ -495,7 +462,7 @@ class TestValidation:
 
 class TestKept:
     def test_the_last_and_the_best(self, data: Path, straight: Path, tmp_path: Path) -> None:
-        train(replace(CONFIG, steps=8, keep_last=2, validate_every=1), [(data, None)], tmp_path)
+        train(replace(SIX_STEPS, steps=8, keep_last=2, validate_every=1), [(data, None)], tmp_path)
         kept = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
         assert kept == ["step-00000006", "step-00000008"]
         assert load_checkpoint(tmp_path / "checkpoints" / kept[0])[0].training["steps"] == 6
@@ -506,8 +473,8 @@ class TestKept:
         assert not (straight / "checkpoints").exists()
 
     def test_another_run_in_the_folder_leaves_nothing(self, data: Path, tmp_path: Path) -> None:
-        train(replace(CONFIG, keep_last=3), [(data, None)], tmp_path)
-        train(replace(CONFIG, steps=2, keep_last=3, validate_every=9), [(data, None)], tmp_path, resume=False)
+        train(replace(SIX_STEPS, keep_last=3), [(data, None)], tmp_path)
+        train(replace(SIX_STEPS, steps=2, keep_last=3, validate_every=9), [(data, None)], tmp_path, resume=False)
         assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
 
 
@@ -535,7 +502,7 @@ class TestMetricsFile:
 
 
 def test_what_killed_processes_were_writing_is_removed(data: Path, tmp_path: Path) -> None:
-    train(CONFIG, [(data, None)], tmp_path)
+    train(SIX_STEPS, [(data, None)], tmp_path)
     dead = f"{TEMPORARY_PREFIX}{10**30}-0-"
     own = [
         tmp_path / f"{dead}state.pt",
@@ -545,13 +512,13 @@ def test_what_killed_processes_were_writing_is_removed(data: Path, tmp_path: Pat
     others = [tmp_path / f"{dead}mine.txt", tmp_path / "notes.txt"]
     for path in (*own, *others):
         path.write_text("half")
-    train(replace(CONFIG, steps=CONFIG.steps + 1), [(data, None)], tmp_path)
+    train(replace(SIX_STEPS, steps=SIX_STEPS.steps + 1), [(data, None)], tmp_path)
     assert not any(path.exists() for path in own)
     assert all(path.exists() for path in others)
 
 
 def test_the_objective_of_the_recipe_is_trained_and_kept(data: Path, straight: Path, tmp_path: Path) -> None:
-    train(replace(CONFIG, objective="rf"), [(data, None)], tmp_path)
+    train(replace(SIX_STEPS, objective="rf"), [(data, None)], tmp_path)
     assert load_checkpoint(tmp_path / "checkpoint")[0].objective == "rf"
     assert load_checkpoint(straight / "checkpoint")[0].objective == "v"
     first, other = (json.loads((run / "metrics.jsonl").read_text().split("\n")[0]) for run in (straight, tmp_path))

@@ -22,13 +22,13 @@ from mgeldm.cli import main
 from mgeldm.sampling import SamplingConfig, noise_for, sample
 from tests.support import shards
 from tests.support.shards import CHANNELS, SOURCES, STEMS, TEXT_AXIS, write_dataset
+from tests.support.training import ALONE, SIX_STEPS, made, metrics
 from tests.support.training_processes import command, losses, rows, run, write_recipe
 from training.config import ModelSize, Stems, TrainConfig, load_recipe, recipe_path
-from training.loop import Prepared, open_data, prepared, train
+from training.loop import open_data, train
 from training.noising import Noising
 from training.parallel import Workers
 from training.randomness import Purpose
-from training.run import Run
 from training.stem_tracks import StemSet
 from training.stream import Batch, Stream, StreamConfig
 from training.validation import Validation
@@ -37,17 +37,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 SPLITS_OF_STEMS = {0: (0, 1, 2, 3), 1: (1, -1, -1, 0), 2: (-1, 0, -1, -1), 3: (-1, 1, -1, -1), 5: (-1, -1, -1, -1)}
 """Split of bass, drums, guitar, piano in windows of `SOURCES`; -1: absent. Number 4 is not drawn: no source has any."""
-ALONE = Workers(torch.device("cpu"))
-CONFIG = TrainConfig(
-    steps=6,
-    warmup=2,
-    ema=0.9,
-    device="cpu",
-    save_every=2,
-    validate_every=3,
-    log_every=1,
+CONFIG = replace(
+    SIX_STEPS,
     model=ModelSize(width_per_track=32, depth=1, heads=2),
-    stream=StreamConfig(crop_frames=6, batch=4),
     stems=Stems(instruments=STEMS, given=(1, 1, 1, 1)),
 )
 
@@ -84,19 +76,6 @@ def together(batches: list[Batch]) -> tuple[list[int], npt.NDArray[Any], npt.NDA
         np.concatenate([getattr(batch, name) for batch in batches]) for name in ("latents", "embeddings", "present")
     )
     return numbers, latents, embeddings, present
-
-
-def made(config: TrainConfig, data: Path, out: Path) -> tuple[Run, Prepared]:
-    """A run at its beginning and its first batch."""
-    sets, stream = open_data(config, [(data, None)])
-    batches = prepared(stream, stream.start(), config, ALONE)
-    batch = next(batches)
-    batches.close()
-    return Run(config, sets, stream.shares, out, ALONE), batch
-
-
-def metrics(out: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
 def write_stems(data: Path, subsets: dict[str, int], **options: Any) -> Path:
