@@ -260,7 +260,7 @@ def _opened(path: Path | Blob) -> Iterator[Any]:
     with raw:
         file = _Remembering(raw)
         if not file.seek(0, io.SEEK_END):
-            raise AudioError(f"{path}: the file has 0 bytes", "empty")
+            raise AudioError(f"{path}: the file has 0 bytes; copy or download it again", "empty")
         file.seek(0)
         try:
             yield file
@@ -320,13 +320,13 @@ def _existing(path: AudioFile) -> Path | Blob:
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
-        raise AudioError(f"{path}: no such file", "missing") from None
+        raise AudioError(f"{path}: no such file; look at the path", "missing") from None
     except (OSError, ValueError) as error:
         raise AudioError(f"{path}: cannot be opened ({_reason(error)})") from None
     if not stat.S_ISREG(status.st_mode):
         raise AudioError(f"{path}: not a file")
     if status.st_size == 0:
-        raise AudioError(f"{path}: the file has 0 bytes", "empty")
+        raise AudioError(f"{path}: the file has 0 bytes; copy or download it again", "empty")
     return path
 
 

@@ -1,6 +1,7 @@
 """A checkpoint of the joint model: `model.safetensors` (averaged weights) + `config.json`."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -151,15 +152,18 @@ def _config(raw: dict[str, Any]) -> CheckpointConfig:
     vectors["silence_latent"] = None if silence is None else tuple(silence)
     config = CheckpointConfig(**{**raw, **vectors, "tracks": tracks, "model": JointConfig(**raw["model"])})
     for name, vector in vectors.items():
-        numbers = vector is None or all(isinstance(value, int | float) for value in vector)
+        numbers = vector is None or all(isinstance(value, int | float) and math.isfinite(value) for value in vector)
         if not numbers or (vector is not None and len(vector) != config.model.latent_channels):
             raise ValueError(f"{name} is not {config.model.latent_channels} numbers")
+    if min(config.latent_std) <= 0:
+        raise ValueError(f"latent_std has {min(config.latent_std)}: each must be above 0")
     if len(tracks) != config.model.tracks or not all(isinstance(track, str) for track in tracks):
         raise ValueError(f"tracks is {list(tracks)}: not {config.model.tracks} names")
     for name, part in (("codec", config.codec), ("embedder", config.embedder)):
-        if not isinstance(part, dict) or "identity" not in part or (part["identity"] is None and "spec" not in part):
+        identity, spec = (part.get("identity", 0), part.get("spec")) if isinstance(part, dict) else (0, None)
+        if not isinstance(identity, str | None) or (identity is None and not isinstance(spec, dict)):
             raise ValueError(f"{name} does not say which one it is")
-    if not isinstance(config.crop_frames, int) or config.crop_frames < 1:
+    if type(config.crop_frames) is not int or config.crop_frames < 1:
         raise ValueError(f"crop_frames is {config.crop_frames!r}: it must be a whole number of at least 1")
     if not isinstance(config.prompt_template, str) or "{}" not in config.prompt_template:
         raise ValueError(f"prompt_template is {config.prompt_template!r}: it must hold {{}} for the words")

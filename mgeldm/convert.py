@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 import torch
 
-from manifests.atomic import atomic_folder
+from manifests.atomic import atomic_folder, check_writable
 from manifests.errors import CheckpointError, ConfigError
+from manifests.shards import TRACKS
 from mgeldm.checkpoint import CheckpointConfig, save_checkpoint
 from mgeldm.codec.autoencoder import AutoencoderCodec, read_codec, save_codec
 from mgeldm.codec.loading import codec_folder
@@ -175,6 +176,7 @@ def _check_out(out: Path) -> None:
         raise ConfigError(f"{out}: there is something in this folder; remove it, or give another --out")
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out}: a file; give --out the folder to write")
+    check_writable(out.parent)
 
 
 def _below(prefix: str, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -188,6 +190,10 @@ def _network_config(
         config = official_config(network, heads=heads, norm=norm)
     except ValueError as error:
         raise CheckpointError(f"{file}: {error}") from None
+    if config.tracks != len(TRACKS):
+        raise CheckpointError(
+            f"{file}: a network of {config.tracks} tracks; one of {', '.join(TRACKS)} can be converted"
+        )
     with torch.device("meta"):
         wanted = JointTransformer(config).state_dict()
     if faults := misfits(wanted, network):

@@ -201,7 +201,7 @@ def _measured(name: str, raw: Callable[[], Iterator[audio.Wave]], own_rate: int,
     for block in converted(counted()):
         peak = max(peak, float(np.abs(block).max(initial=0.0)))
     if not frames:
-        raise AudioError(f"{name} has 0 samples", "empty")
+        raise AudioError(f"{name} has 0 samples; there must be sound in it", "empty")
     return Signal(
         blocks=lambda: converted(raw()),
         form=Form(rate=rate, channels=channels, frames=audio.resampled_frames(frames, own_rate, rate)),

@@ -1,12 +1,13 @@
 """What a run keeps: the last checkpoint, the best one, and those of some saves before the last."""
 
 import os
+import re
 import shutil
 from pathlib import Path
 
 import torch
 
-from manifests.atomic import atomic_folder, atomic_path
+from manifests.atomic import TEMPORARY_PREFIX, abandoned, atomic_folder, atomic_path
 from mgeldm.checkpoint import CONFIG_FILE, WEIGHTS_FILE, CheckpointConfig, save_checkpoint
 
 LAST, BEST, EARLIER = "checkpoint", "best", "checkpoints"
@@ -25,7 +26,7 @@ class Checkpoints:
         save_checkpoint(self._out / LAST, config, weights)
         if self._keep > 1:
             _link(self._out / LAST, self._out / EARLIER / f"step-{step:08d}")
-        for old in sorted((self._out / EARLIER).glob("step-*"))[: -self._keep if self._keep > 1 else None]:
+        for old in self._earlier()[: -self._keep if self._keep > 1 else None]:
             _drop(old)
 
     def save_best(self, config: CheckpointConfig, weights: dict[str, torch.Tensor]) -> None:
@@ -34,13 +35,18 @@ class Checkpoints:
 
     def clear(self, after: int) -> None:
         """Drop what another run, or this one after step ``after``, from which it goes on, has left."""
-        for folder in (self._out / EARLIER).glob("step-*"):
+        for folder in self._earlier():
             if int(folder.name.removeprefix("step-")) > after:
                 _drop(folder)
-        for left in (self._out / EARLIER).glob(f"{_DROPPED}*"):
-            shutil.rmtree(left)
+        for left in [*(self._out / EARLIER).glob(f"{_DROPPED}*"), *(self._out / EARLIER).glob(f"{TEMPORARY_PREFIX}*")]:
+            if left.name.startswith(_DROPPED) or (abandoned(left.name) or "").startswith("step-"):
+                shutil.rmtree(left)
         if after == 0:
             shutil.rmtree(self._out / BEST, ignore_errors=True)
+
+    def _earlier(self) -> list[Path]:
+        """Those that are kept, the oldest first. What a person has put beside them is left alone."""
+        return sorted(path for path in (self._out / EARLIER).glob("step-*") if re.fullmatch(r"step-\d{8,}", path.name))
 
 
 def _link(source: Path, target: Path) -> None:

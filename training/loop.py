@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from manifests.errors import ConfigError
 from mgeldm.checkpoint import check_identity
 from mgeldm.codec import Codec, load_codec
 from mgeldm.progress import progress
@@ -95,6 +96,8 @@ def train(
         run = Run(config, sets, stream.shares, out, group)
         position = run.begin(resume) or stream.start()
         validation = Validation.of([path for path, _ in data], sets, config, run.mean, run.std, group)
+        if config.listen_every and not validation:
+            raise ConfigError(f"listen_every {config.listen_every} needs data with a validation subset, to listen to")
         losses: list[float] = []
         validated: dict[str, float] = {}
         waited = Clock()
@@ -119,10 +122,12 @@ def train(
                     with run.averaged() as network:
                         validated = validation(network)
                     told.write(run.step, validated)
+                    check_validation(run.step, validated["val_loss"])
                     run.keep_best(validated["val_loss"])
                 if validation and config.listen_every and run.step % config.listen_every == 0:
                     told.listen(run, validation)
-                if run.step % config.save_every == 0 or last or run.stopping:
+                # A stretch of steps that do not pass may be the end: what was saved before it stays until one passes.
+                if (run.step % config.save_every == 0 and not run.guard.in_a_row) or last or run.stopping:
                     run.save(batch.state)
         if not validated and validation and not run.stopping:
             with run.averaged() as network:
@@ -151,6 +156,7 @@ def open_data(config: TrainConfig, data: Data, group: Workers | None = None) -> 
     config.share(world)
     sets = [config.open(path, "train") for path, _ in data]
     windows_by_instrument(sets, config.stems.instruments)  # refuses those that none has
+    config.stream.look_at_cache(sets)
     return sets, Stream(sets, [weight for _, weight in data], config.stream, rank, world)
 
 
@@ -232,6 +238,15 @@ class Clock:
     def share(self) -> float:
         """Of the parts so far."""
         return self._parts / (time.perf_counter() - self._begin) if self._begin else 0.0
+
+
+def check_validation(step: int, loss: float) -> None:
+    """End a run whose averaged network says nothing any more, before it is saved. Raises ConfigError."""
+    if not math.isfinite(loss):
+        raise ConfigError(
+            f"step {step}: the validation loss is {loss:g}: training has diverged; begin anew, in a new --out, with a "
+            "lower learning rate or a longer warm-up"
+        )
 
 
 def _mean(losses: Sequence[float]) -> float | None:

@@ -3,16 +3,19 @@
 import json
 import logging
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+import signal
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from manifests.atomic import check_writable, write_json
 from manifests.errors import ConfigError, MGELDMError, StoreError
 from training.config import TrainConfig
-from training.loop import TrainSummary, train
-from training.preemption import Preemption
+from training.loop import TrainSummary, open_data, train
 from training.run import Run
 from training.run_files import STATE_FILE
 
@@ -20,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 FAILURES = 10
 """So many times the processes are started anew after one of them has failed."""
-_RESULT, _STOP = ".ray-summary.json", ".ray-stop"
+_RESULT, _STOP, _RUNNING = ".ray-summary.json", ".ray-stop", ".ray-running"
 
 
 def train_on_ray(
@@ -44,7 +47,9 @@ def train_on_ray(
 
     Raises:
         MGELDMError: as `train`; what a process refuses is not tried again.
-        ConfigError: the batch cannot be divided among the processes, or they failed too often.
+        ConfigError: the batch cannot be divided among the processes, there is no device for each, or they failed too
+            often.
+        KeyboardInterrupt: by SIGINT, and by SIGTERM while no process is training.
     """
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -55,54 +60,99 @@ def train_on_ray(
         raise ConfigError(f"{nodes} nodes of {gpus_per_node} GPUs are no process; give at least one of each")
     config.share(workers)
     check_writable(out)
-    out = out.absolute()
-    result, stop = out / _RESULT, out / _STOP
+    out, config = out.absolute(), _absolute(config)
+    data = [(path.absolute() if isinstance(path, Path) else path, weight) for path, weight in data]
+    open_data(config, data)  # what is wrong with them is said before anything is started, or given up
+    result, stop, running = (out / name for name in (_RESULT, _STOP, _RUNNING))
     result.unlink(missing_ok=True)
     if not resume:
         (out / STATE_FILE).unlink(missing_ok=True)
-    job = {
-        "config": config,
-        "data": [(path.absolute() if isinstance(path, Path) else path, weight) for path, weight in data],
-        "out": out,
-        "result": result,
-        "stop": stop,
-        "after_step": after_step,
-    }
+    job = {"config": config, "data": data, "out": out, "after_step": after_step}
     started = not ray.is_initialized()
     if started:
         ray.init(address=address, logging_level=logging.WARNING, log_to_driver=True)
     stop.unlink(missing_ok=True)
     try:
-        with Preemption(stop):  # after Ray has set its own
-            for left in reversed(range(failures + 1)):
-                # Ray itself would start anew what fails the same way each time, too.
-                once = RunConfig(
-                    name=out.name, storage_path=str(out / "ray"), failure_config=FailureConfig(max_failures=0)
-                )
-                trainer = TorchTrainer(
-                    _work,
-                    train_loop_config=job,
-                    torch_config=TorchConfig(backend="gloo" if cpu_workers else "nccl"),
-                    scaling_config=ScalingConfig(num_workers=workers, use_gpu=not cpu_workers),
-                    run_config=once,
-                )
-                try:
+        own = started and not (address or os.environ.get("RAY_ADDRESS"))
+        _check_resources(workers, "CPU" if cpu_workers else "GPU", growing=not own)
+        for left in reversed(range(failures + 1)):
+            running.unlink(missing_ok=True)
+            # Ray itself would start anew what fails the same way each time, too.
+            once = RunConfig(name=out.name, storage_path=str(out / "ray"), failure_config=FailureConfig(max_failures=0))
+            trainer = TorchTrainer(
+                _work,
+                train_loop_config=job,
+                torch_config=TorchConfig(backend="gloo" if cpu_workers else "nccl"),
+                scaling_config=ScalingConfig(num_workers=workers, use_gpu=not cpu_workers),
+                run_config=once,
+            )
+            try:
+                with _signals(stop, running):
                     trainer.fit()
-                    break
-                except ray.train.TrainingFailedError as error:
-                    if refusal := _refusal(error):
-                        raise refusal from None
-                    reason = " ".join(str(error).split())[-400:]
-                    if not left:
-                        raise ConfigError(f"{out}: training on Ray failed ({reason})") from None
-                    logger.warning("%s: a process failed (%s); all start anew from the last save", out, reason)
+                break
+            except ray.train.TrainingFailedError as error:
+                if refusal := _refusal(error):
+                    raise refusal from None
+                if stop.exists():
+                    raise KeyboardInterrupt from None
+                reason = _reason(error)
+                if not left:
+                    raise ConfigError(f"{out}: training on Ray failed ({reason})") from None
+                logger.warning("%s: %s; all start anew from the last save", out, reason)
     finally:
-        stop.unlink(missing_ok=True)
+        for mark in (stop, running):
+            mark.unlink(missing_ok=True)
         if started:
             ray.shutdown()
     summary = TrainSummary(**json.loads(result.read_text(encoding="utf-8")))
     result.unlink()
     return summary
+
+
+def _absolute(config: TrainConfig) -> TrainConfig:
+    """The recipe for processes that Ray starts in folders of its own."""
+    cache = config.stream.cache and str(Path(config.stream.cache).absolute())
+    codec = str(Path(config.codec).absolute()) if Path(config.codec).is_dir() else config.codec
+    return replace(config, codec=codec, stream=replace(config.stream, cache=cache))
+
+
+def _check_resources(workers: int, kind: str, *, growing: bool) -> None:
+    """Look for a device for each process, for which Ray would wait for ever. Raises ConfigError."""
+    import ray
+
+    there = int(ray.cluster_resources().get(kind, 0))
+    if there >= workers:
+        return
+    if not growing:
+        raise ConfigError(
+            f"{workers} processes need a {kind} each, and this machine gives Ray {there}; ask for fewer "
+            "(--nodes, --gpus-per-node, or --cpu-workers for none), or name a cluster with --address"
+        )
+    logger.warning("the cluster has %d %ss, and %d are needed: waiting until it has them", there, kind, workers)
+
+
+@contextmanager
+def _signals(stop: Path, running: Path) -> Iterator[None]:
+    """Within, SIGTERM asks the processes to save and end, and interrupts where none is at work; as SIGINT always does,
+    of which Ray makes an exit without an error."""
+
+    def told(number: int, frame: FrameType | None) -> None:
+        if not running.exists():
+            raise KeyboardInterrupt
+        stop.touch()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, told)
+    try:
+        yield
+    except SystemExit:
+        raise KeyboardInterrupt from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _refusal(failed: Exception) -> MGELDMError | None:
@@ -112,8 +162,20 @@ def _refusal(failed: Exception) -> MGELDMError | None:
     return next((e for e in causes if isinstance(e, MGELDMError) and not isinstance(e, StoreError)), None)
 
 
+def _reason(failed: Exception) -> str:
+    """What ended a process, in one line."""
+    for rank, failure in getattr(failed, "worker_failures", {}).items():
+        cause = getattr(failure, "_base_exc", None)
+        text = f"{type(cause).__name__}: {cause}" if cause else str(failure)
+        return f"process {rank} has ended: {' '.join(text.split())[:300]}"
+    return " ".join(str(failed).split())[:300]
+
+
 def _work(job: dict[str, Any]) -> None:
     """What each process does; one that is started anew goes on from the last save."""
-    summary = train(job["config"], job["data"], job["out"], stop=job["stop"], after_step=job["after_step"])
-    if os.environ.get("RANK", "0") == "0":
-        write_json(job["result"], asdict(summary))
+    out, first = job["out"], os.environ.get("RANK", "0") == "0"
+    if first:
+        (out / _RUNNING).touch()
+    summary = train(job["config"], job["data"], out, stop=out / _STOP, after_step=job["after_step"])
+    if first:
+        write_json(out / _RESULT, asdict(summary))

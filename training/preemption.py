@@ -11,7 +11,7 @@ class Preemption:
     """Within, SIGTERM only sets ``asked``; not in another thread than the main one, where signals cannot be caught."""
 
     def __init__(self, mark: Path | None = None) -> None:
-        """With ``mark``, a file, whoever is told leaves it, and all who look for it are told by it."""
+        """With ``mark``, that file sets it too once it is there, for processes that get no signals."""
         self._mark, self._asked = mark, False
         self._before: object = None
 
@@ -33,5 +33,3 @@ class Preemption:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
-        if self._mark is not None:
-            self._mark.touch()

@@ -56,7 +56,13 @@ class ShardBytes:
         """Bytes of the largest shard, where some come from far."""
 
     def place(self, row: int) -> str:
-        """The row's shard, for a person."""
+        """The row's shard, for a person, and where its copy is."""
+        store, _ = self._places[self.shards[row]]
+        if not self._cache or not is_remote(store.root):
+            return self._location(row)
+        return f"{self._location(row)} (a copy of it is in the cache {self._cache.folder}, which may be removed)"
+
+    def _location(self, row: int) -> str:
         store, name = self._places[self.shards[row]]
         return store.location(name)
 
@@ -93,7 +99,7 @@ class ShardBytes:
             name, end = self._whole_entry(shard)
             content = self._cache.read(name, end, offset, size, lambda entry: self._fill(entry, shard, end))
         elif self._cache:
-            name = f"{self.place(row)} {offset} {size} {self._checksums[row]}"
+            name = f"{self._location(row)} {offset} {size} {self._checksums[row]}"
             content = self._cache.read(name, size, 0, size, lambda entry: entry.write(self._fetch(row)))
         return self._fetch(row) if content is None else content
 
@@ -114,13 +120,13 @@ class ShardBytes:
         self._check_length(row, content)
         if hashlib.sha256(content).hexdigest() != self._checksums[row].as_py():
             raise ShardError(
-                f"{self.place(row)}: its sample at byte {self._offsets[row]} is damaged; verify the shards"
+                f"{self._location(row)}: its sample at byte {self._offsets[row]} is damaged; verify the shards"
             )
 
     def _check_length(self, row: int, content: bytes) -> None:
         if len(content) < self._sizes[row]:
             raise ShardError(
-                f"{self.place(row)}: ends before its sample at byte {self._offsets[row]}; verify the shards"
+                f"{self._location(row)}: ends before its sample at byte {self._offsets[row]}; verify the shards"
             )
 
     def _named(self, shard: int) -> tuple[str, int]:
@@ -128,7 +134,7 @@ class ShardBytes:
         rows = self._rows(shard)
         end = int((self._offsets[rows] + self._sizes[rows]).max())
         checksums = "".join(self._checksums.take(pa.array(rows)).to_pylist())
-        return f"{self.place(int(rows[0]))} {end} {hashlib.sha256(checksums.encode()).hexdigest()}", end
+        return f"{self._location(int(rows[0]))} {end} {hashlib.sha256(checksums.encode()).hexdigest()}", end
 
     def _rows(self, shard: int) -> Column:
         return self._by_shard[self._edges[shard] : self._edges[shard + 1]]

@@ -68,8 +68,8 @@ class StreamConfig:
             raise ConfigError(f"condition_dropout {self.condition_dropout} is a probability, between 0 and 1")
         if self.seed < 0:
             raise ConfigError(f"stream seed {self.seed} must not be negative")
-        if not self.temperature > 0 or not self.cache_gb > 0:
-            raise ConfigError(f"temperature {self.temperature} and cache_gb {self.cache_gb} must be above 0")
+        if not 0 < self.temperature < math.inf or not 0 < self.cache_gb < math.inf:
+            raise ConfigError(f"temperature {self.temperature} and cache_gb {self.cache_gb} must be numbers above 0")
         if self.buffer_shards < 1 or self.workers < 1:
             raise ConfigError(f"buffer_shards {self.buffer_shards} and workers {self.workers} must be at least 1")
 
@@ -81,22 +81,26 @@ class StreamConfig:
         Raises as `ShardSet` and `StemSet`.
         """
         cache, whole = ShardCache(self.cache, int(self.cache_gb * 1e9)) if self.cache else None, self.order == "shards"
-        opened = (
-            StemSet(data, subset, self.crop_frames, stems, cache=cache, whole_shards=whole)
-            if stems
-            else ShardSet(data, subset, self.crop_frames, present=present, cache=cache, whole_shards=whole)
+        if stems:
+            return StemSet(data, subset, self.crop_frames, stems, cache=cache, whole_shards=whole)
+        return ShardSet(data, subset, self.crop_frames, present=present, cache=cache, whole_shards=whole)
+
+    def look_at_cache(self, sets: Sequence[ShardSet]) -> None:
+        """Warn where the cache cannot hold the shards of far data sets that are read from at a time."""
+        if not self.cache or self.order != "shards":
+            return
+        needed = sum(
+            min(self.buffer_shards + 1, int(opened.shards.max()) + 1) * opened.largest_far_shard for opened in sets
         )
-        at_once = min(self.buffer_shards + 1, int(opened.shards.max()) + 1)
-        if cache and whole and cache.limit < (needed := at_once * opened.largest_far_shard):
+        if needed > self.cache_gb * 1e9:
             logger.warning(
-                "%s: %d shards are read from at a time, and the cache of %g GB cannot hold them: they are fetched "
-                "again and again; raise stream.cache_gb to %g, or lower stream.buffer_shards",
-                data,
-                at_once,
+                "%s: shards that are read from at a time have up to %.3g GB, and stream.cache_gb is %g: they are "
+                "fetched again and again; raise it to %g, or lower stream.buffer_shards",
+                ", ".join(opened.data for opened in sets),
+                needed / 1e9,
                 self.cache_gb,
                 math.ceil(needed / 1e7) / 100,
             )
-        return opened
 
 
 @dataclass(frozen=True, slots=True)

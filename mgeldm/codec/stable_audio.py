@@ -120,7 +120,7 @@ def read_state(path: Path) -> dict[str, torch.Tensor]:
     if path.is_dir():
         raise CheckpointError(f"{path}: a folder; give the checkpoint file in it")
     if not path.is_file():
-        raise CheckpointError(f"{path}: missing")
+        raise CheckpointError(f"{path}: missing; give the checkpoint file")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

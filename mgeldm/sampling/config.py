@@ -33,12 +33,15 @@ class SamplingConfig:
     """0: given tracks stay clean, each track having its own timestep. U from 1: RePaint instead, the paper's
     comparison (arXiv 2201.09865): one timestep for all, given tracks noised with the rest, each step taken U times."""
     overlap: float = OVERLAP
-    """Share of the crop, 0 to less than 1, that each chunk of long sound has in common with the last and holds as it
-    was. 0: chunks know nothing of one another, and those of one sound are sampled together."""
+    """Share of the crop, 0 to less than 1, that each chunk of long sound has in common with the last: half of it is
+    held as it was, and over the rest the last passes into the next. 0: chunks know nothing of one another, and those of
+    one sound are sampled together."""
     seed: int = 0
     """Seed of the noise."""
 
     def __post_init__(self) -> None:
+        if not isinstance(self.interval, Sequence) or not all(isinstance(level, Real) for level in self.interval):
+            raise ConfigError(f"guidance interval {self.interval!r} must be two levels, rising, in 0 .. 1")
         if self.sampler not in SAMPLERS:
             raise ConfigError(f"sampler {self.sampler!r} is none of {', '.join(SAMPLERS)}")
         for name in ("steps", "seed", "resample"):

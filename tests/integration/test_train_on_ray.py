@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from manifests.errors import ConfigError
+from manifests.errors import ConfigError, ShardError
 from tests.support.shards import write_dataset
 from tests.support.training import SIX_STEPS, metrics
 from training.loop import train
-from training.on_ray import train_on_ray
+from training.on_ray import _absolute, _signals, train_on_ray
 
 CONFIG = replace(SIX_STEPS, steps=8, save_every=3, validate_every=4)
 
@@ -106,3 +107,43 @@ def test_what_cannot_be_divided_is_refused_before_ray_starts(tmp_path: Path) -> 
     with pytest.raises(ConfigError, match="0 nodes of 1 GPUs are no process"):
         train_on_ray(replace(CONFIG, steps=1), [(tmp_path, None)], tmp_path / "out", nodes=0)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_devices_that_are_not_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = write_dataset(tmp_path / "data", {"train": 9}, frames=12)
+    with pytest.raises(ConfigError, match=r"^2 processes need a GPU each, and this machine gives Ray 0; ask for fewer"):
+        train_on_ray(CONFIG, [(data, None)], tmp_path / "ray", gpus_per_node=2)
+    assert list((tmp_path / "ray").iterdir()) == []
+
+
+def test_a_state_is_given_up_only_for_data_that_can_be_used(tmp_path: Path) -> None:
+    (tmp_path / "state.pt").write_text("hours of work")
+    with pytest.raises(ShardError, match="missing"):
+        train_on_ray(CONFIG, [(tmp_path / "nowhere", None)], tmp_path, cpu_workers=1, resume=False)
+    assert (tmp_path / "state.pt").read_text() == "hours of work"
+
+
+def test_sigterm_asks_those_at_work_and_ends_where_none_is(tmp_path: Path) -> None:
+    stop, running = tmp_path / "stop", tmp_path / "running"
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(KeyboardInterrupt), _signals(stop, running):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert not stop.exists()
+    running.touch()
+    with _signals(stop, running):
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop.exists()
+    with pytest.raises(KeyboardInterrupt), _signals(stop, running):
+        sys.exit(0)  # as Ray does at SIGINT
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_paths_are_those_of_the_one_that_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "codec").mkdir()
+    found = _absolute(replace(CONFIG, codec="codec", stream=replace(CONFIG.stream, cache="cache")))
+    assert (found.codec, found.stream.cache) == (str(tmp_path / "codec"), str(tmp_path / "cache"))
+    assert _absolute(CONFIG) == CONFIG

@@ -130,6 +130,23 @@ def test_unknown_and_missing_entries(folder: Path) -> None:
     assert "latent_mean" in refusal(folder)
 
 
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"latent_std": [1.0, math.nan, 1.0, 1.0]}, "latent_std is not 4 numbers"),
+        ({"latent_std": [1.0, 0.0, 1.0, 1.0]}, "latent_std has 0.0: each must be above 0"),
+        ({"silence_latent": [math.inf] * 4}, "silence_latent is not 4 numbers"),
+        ({"crop_frames": True}, "crop_frames is True"),
+        ({"codec": {"identity": 5}}, "codec does not say which one it is"),
+        ({"codec": {"identity": None, "spec": 5}}, "codec does not say which one it is"),
+        ({"embedder": 5}, "embedder does not say which one it is"),
+    ],
+)
+def test_entries_that_make_no_sense(folder: Path, change: dict[str, object], words: str) -> None:
+    edit(folder, **change)
+    assert words in refusal(folder)
+
+
 def test_weights_of_another_shape(folder: Path) -> None:
     edit(folder, model=json.loads((folder / "config.json").read_text())["model"] | {"depth": 2})
     assert "the weights do not fit config.json" in refusal(folder)

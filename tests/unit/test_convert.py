@@ -268,6 +268,12 @@ def test_an_embedder_of_another_dimension_is_refused(released: Path, tmp_path: P
             "one that tells a size has too few dimensions",
         ),
         (lambda state: state.clear(), "no weights in it"),
+        (
+            lambda state: state.update(
+                {"model_dit.transformer.layers.0.to_scale_shift_gate.2.weight": torch.zeros(288, 24)}
+            ),
+            "a network of 4 tracks; one of mix, submix, source can be converted",
+        ),
         *(
             (
                 lambda state, wide=wide: state.update(
@@ -414,4 +420,4 @@ def test_command_line(released: Path, bare: Path, tmp_path: Path, capsys: pytest
     assert load_checkpoint(tmp_path / "none")[0].codec["identity"] is None
     capsys.readouterr()
     assert main(["convert", str(tmp_path / "nowhere.ckpt"), "--out", str(tmp_path / "x")]) == 2
-    assert capsys.readouterr().err.strip().endswith("nowhere.ckpt: missing")
+    assert capsys.readouterr().err.strip().endswith("nowhere.ckpt: missing; give the checkpoint file")

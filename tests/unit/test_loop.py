@@ -172,11 +172,32 @@ class TestStep:
                 with torch.no_grad():
                     next(iter(run.average.values.values())).fill_(torch.nan)
 
-        config = replace(SIX_STEPS, steps=6, save_every=3, validate_every=100)
+        config = replace(SIX_STEPS, steps=9, save_every=3, validate_every=100)
         with pytest.raises(ConfigError, match=r"^step 6: weights are no longer finite, and are not saved"):
             train(config, [(data, None)], tmp_path, after_step=spoil)
         assert load_checkpoint(tmp_path / "checkpoint")[0].training["steps"] == 3
         assert torch.load(tmp_path / "state.pt", weights_only=True)["step"] == 3
+
+    def test_a_network_that_says_nothing_is_not_saved(
+        self, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Weights may be finite and of no use, before so many steps are skipped that the run ends."""
+        train(replace(SIX_STEPS, steps=3), [(data, None)], tmp_path)
+        before = (tmp_path / "state.pt").read_bytes()
+        monkeypatch.setattr(Validation, "__call__", lambda *_: {"val_loss": math.nan})
+        with pytest.raises(ConfigError, match=r"^step 6: the validation loss is nan: training has diverged"):
+            train(replace(SIX_STEPS, save_every=100), [(data, None)], tmp_path)
+        assert (tmp_path / "state.pt").read_bytes() == before
+
+    def test_nothing_is_saved_among_steps_that_do_not_pass(self, data: Path, tmp_path: Path) -> None:
+        seen = []
+
+        def spoil(run: Run) -> None:
+            run.guard.in_a_row = 1 if 1 <= run.step < 5 else 0
+            seen.append((tmp_path / "state.pt").exists())
+
+        train(replace(SIX_STEPS, save_every=1, validate_every=100), [(data, None)], tmp_path, after_step=spoil)
+        assert seen == [False] * 5 + [True]
 
     def test_parts_of_a_batch_give_the_gradient_of_the_whole(self, data: Path, tmp_path: Path) -> None:
         figures = []
@@ -471,6 +492,17 @@ class TestKept:
         validated = {row["step"]: row["val_loss"] for row in metrics(tmp_path) if "val_loss" in row}
         assert load_checkpoint(tmp_path / "best")[0].training["steps"] == min(validated, key=lambda n: validated[n])
         assert not (straight / "checkpoints").exists()
+
+    def test_what_a_person_put_beside_them_stays_and_what_a_kill_left_goes(self, data: Path, tmp_path: Path) -> None:
+        folder = tmp_path / "checkpoints"
+        own = [folder / "step-00000300-good", folder / "best-ever"]
+        left = [folder / f"{TEMPORARY_PREFIX}{10**30}-0-step-00000002", folder / ".dropped-step-00000001"]
+        for path in (*own, *left):
+            path.mkdir(parents=True)
+        train(replace(SIX_STEPS, keep_last=2), [(data, None)], tmp_path)
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "best-ever", "step-00000004", "step-00000006", "step-00000300-good"
+        ]  # fmt: skip
 
     def test_another_run_in_the_folder_leaves_nothing(self, data: Path, tmp_path: Path) -> None:
         train(replace(SIX_STEPS, keep_last=3), [(data, None)], tmp_path)

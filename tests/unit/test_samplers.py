@@ -331,6 +331,8 @@ class TestRePaint:
         ({"rescale": 1.5}, "rescale 1.5"),
         ({"rescale": math.nan}, "rescale nan"),
         ({"interval": (0.7, 0.3)}, "interval"),
+        ({"interval": 0.5}, "interval"),
+        ({"interval": ("a", "b")}, "interval"),
         ({"interval": (0.0, math.nan)}, "interval"),
         ({"resample": -1, "sampler": "ddim"}, "resample -1"),
         ({"resample": 2, "sampler": "heun"}, "resample 2 with heun"),

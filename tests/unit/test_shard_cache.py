@@ -255,14 +255,36 @@ def test_what_was_damaged_on_the_way_once_is_fetched_again(
     assert len(reads) > 1
 
 
-@pytest.mark.parametrize(("cache_gb", "buffer", "at_once"), [(1.0, 2, 0), (6e-5, 9, 5), (6e-5, 1, 0), (1e-5, 1, 2)])
+@pytest.mark.parametrize(
+    ("cache_gb", "buffer", "sets", "needed"),
+    [
+        (1.0, 2, 1, ""),
+        (1.4e-4, 9, 1, ""),
+        (1.4e-4, 9, 2, "0.000266"),
+        (6e-5, 9, 1, "0.000133"),
+        (1e-5, 1, 1, "5.32e-05"),
+    ],
+)
 def test_a_cache_that_cannot_hold_the_shards_that_are_read_from(
-    far: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, cache_gb: float, buffer: int, at_once: int
+    far: str, tmp_path: Path, caplog: pytest.LogCaptureFixture, cache_gb: float, buffer: int, sets: int, needed: str
 ) -> None:
     config = StreamConfig(order="shards", buffer_shards=buffer, cache=str(tmp_path), cache_gb=cache_gb)
-    assert config.open(far, "train").largest_far_shard == 26_624
+    opened = [config.open(far, "train")] * sets
+    assert opened[0].largest_far_shard == 26_624
+    config.look_at_cache(opened)
     said = [record.getMessage() for record in caplog.records]
-    assert len(said) == bool(at_once)
-    if at_once:
-        assert f"{far}: {at_once} shards are read from at a time, and the cache of {cache_gb:g} GB" in said[0]
-        assert "raise stream.cache_gb to 0.01, or lower stream.buffer_shards" in said[0]
+    assert len(said) == bool(needed)
+    if needed:
+        assert said[0].startswith(
+            f"{', '.join([far] * sets)}: shards that are read from at a time have up to {needed} GB"
+        )
+        assert "raise it to 0.01, or lower stream.buffer_shards" in said[0]
+
+
+def test_a_damaged_copy_in_the_cache_is_named(far: str, tmp_path: Path) -> None:
+    config = StreamConfig(batch=20, cache=str(tmp_path))
+    take(far, config, 1)
+    for path in tmp_path.glob("[0-9a-f]*"):
+        path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(ShardError, match=rf"a copy of it is in the cache {tmp_path}, which may be removed"):
+        take(far, config, 1)

@@ -212,6 +212,13 @@ def test_a_run_that_has_its_steps_says_so(
     assert f"{tmp_path / 'state.pt'} is at step 2 of 1: nothing is left to train" in caplog.text
 
 
+def test_nothing_to_listen_to(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data", {"train": 3})
+    words = ["tiny", "--data", str(data), "--out", str(tmp_path / "run"), "--device", "cpu", *SHRUNKEN]
+    message = refused(capsys, *words, "--tensorboard", "true", "--listen_every", "1")
+    assert "listen_every 1 needs data with a validation subset" in message
+
+
 @pytest.mark.slow
 def test_samples_to_listen_to(capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
