@@ -16,7 +16,7 @@ from manifests.errors import ConfigError, ShardError
 from tests.support.shards import write_dataset
 from tests.support.training import SIX_STEPS, metrics
 from training.loop import train
-from training.on_ray import _absolute, _signals, train_on_ray
+from training.on_ray import _absolute, _check_resources, _signals, train_on_ray
 
 CONFIG = replace(SIX_STEPS, steps=8, save_every=3, validate_every=4)
 
@@ -111,11 +111,15 @@ def test_what_cannot_be_divided_is_refused_before_ray_starts(tmp_path: Path) -> 
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_devices_that_are_not_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    data = write_dataset(tmp_path / "data", {"train": 9}, frames=12)
+def test_devices_that_are_not_there(cluster: None, caplog: pytest.LogCaptureFixture) -> None:
+    _check_resources(4, "CPU", growing=False)
     with pytest.raises(ConfigError, match=r"^2 processes need a GPU each, and this machine gives Ray 0; ask for fewer"):
-        train_on_ray(CONFIG, [(data, None)], tmp_path / "ray", gpus_per_node=2)
-    assert list((tmp_path / "ray").iterdir()) == []
+        _check_resources(2, "GPU", growing=False)
+    assert caplog.records == []
+    _check_resources(9, "CPU", growing=True)
+    assert [record.getMessage() for record in caplog.records] == [
+        "the cluster has 4 CPUs, and 9 are needed: waiting until it has them"
+    ]
 
 
 def test_a_state_is_given_up_only_for_data_that_can_be_used(tmp_path: Path) -> None:
