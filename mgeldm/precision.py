@@ -22,9 +22,10 @@ def prepared(network: VelocityModel, device: torch.device, precision: Precision,
     """
     if precision not in get_args(Precision):
         raise ConfigError(f"precision {precision!r} is none of {', '.join(get_args(Precision))}")
+    forward = network
     if compiled:
         check_compiler(device)
-    forward: VelocityModel = torch.compile(network) if compiled else network
+        forward = torch.compile(network)
     if precision == "float32":
         return forward
 

@@ -35,9 +35,10 @@ class Forwards:
         # A CPU takes one signal on each core: more only fall out of its cache, and the size of a batch decides the
         # last bits of a sum.
         self.batch = batch if self.device.type == "cuda" else 1
+        encode = self.codec.encode
         if compiled:
             check_compiler(self.device)
-        encode = torch.compile(self.codec.encode) if compiled else self.codec.encode
+            encode = torch.compile(encode)
         self._codec = InParts("codec", self._cast(encode), self.batch, padded=compiled)
         self._embedder = InParts("embedder", self._cast(self.embedder.embed_audio), EMBED_BATCHES * batch)
         # What a model says of digital silence, by its name and the shape of the signal.

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from manifests.atomic import TEMPORARY_PREFIX, abandoned, atomic_folder, atomic_path
+from manifests.atomic import abandoned, atomic_folder, atomic_path
 from mgeldm.checkpoint import CONFIG_FILE, WEIGHTS_FILE, CheckpointConfig, save_checkpoint
 
 LAST, BEST, EARLIER = "checkpoint", "best", "checkpoints"
@@ -38,7 +38,7 @@ class Checkpoints:
         for folder in self._earlier():
             if int(folder.name.removeprefix("step-")) > after:
                 _drop(folder)
-        for left in [*(self._out / EARLIER).glob(f"{_DROPPED}*"), *(self._out / EARLIER).glob(f"{TEMPORARY_PREFIX}*")]:
+        for left in (self._out / EARLIER).glob(".*"):
             if left.name.startswith(_DROPPED) or (abandoned(left.name) or "").startswith("step-"):
                 shutil.rmtree(left)
         if after == 0:

@@ -8,6 +8,7 @@ from manifests.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
+DIVERGED = "training has diverged; begin anew, in a new --out, with a lower learning rate or a longer warm-up"
 LEARNED = 100
 """Steps until the usual norm is known well enough to call one a spike."""
 _DECAY = 0.99
@@ -51,10 +52,7 @@ class Guard:
     def check(self) -> None:
         """End a run that gets nowhere. Raises ConfigError when too many steps in a row did not pass."""
         if self.in_a_row >= self.patience:
-            raise ConfigError(
-                f"{self._last}; {self.in_a_row} steps in a row were skipped: training has diverged; begin anew, in a "
-                "new --out, with a lower learning rate or a longer warm-up"
-            )
+            raise ConfigError(f"{self._last}; {self.in_a_row} steps in a row were skipped: {DIVERGED}")
 
     def state_dict(self) -> dict[str, float]:
         """Everything to go on from."""

@@ -18,6 +18,7 @@ from mgeldm.progress import progress
 from training.ahead import load_ahead
 from training.checkpoints import LAST
 from training.config import TrainConfig
+from training.guard import DIVERGED
 from training.listening import samples
 from training.noising import Examples, Noising
 from training.parallel import Workers, workers
@@ -243,10 +244,7 @@ class Clock:
 def check_validation(step: int, loss: float) -> None:
     """End a run whose averaged network says nothing any more, before it is saved. Raises ConfigError."""
     if not math.isfinite(loss):
-        raise ConfigError(
-            f"step {step}: the validation loss is {loss:g}: training has diverged; begin anew, in a new --out, with a "
-            "lower learning rate or a longer warm-up"
-        )
+        raise ConfigError(f"step {step}: the validation loss is {loss:g}: {DIVERGED}")
 
 
 def _mean(losses: Sequence[float]) -> float | None:

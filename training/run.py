@@ -23,7 +23,7 @@ from mgeldm.model import JointTransformer
 from training.checkpoints import BEST, LAST, Checkpoints
 from training.config import TrainConfig, flat
 from training.ema import WeightAverage
-from training.guard import Guard
+from training.guard import DIVERGED, Guard
 from training.noising import Examples, noised, track_errors
 from training.order import Order
 from training.parallel import Workers, accumulating, distribute, like, regather, whole
@@ -225,10 +225,7 @@ class Run:
         """Raises ConfigError when they are of no use: what was saved before them stays."""
         weights: dict[str, Tensor] = whole(self.network.state_dict() | self.average.values)
         if not all(torch.isfinite(value).all() for value in weights.values()):
-            raise ConfigError(
-                f"step {self.step}: weights are no longer finite, and are not saved: training has diverged; begin "
-                "anew, in a new --out, with a lower learning rate or a longer warm-up"
-            )
+            raise ConfigError(f"step {self.step}: weights are no longer finite, and are not saved: {DIVERGED}")
         return weights
 
     def _check(self, path: Path, state: dict[str, Any]) -> None:

@@ -40,8 +40,6 @@ class SamplingConfig:
     """Seed of the noise."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.interval, Sequence) or not all(isinstance(level, Real) for level in self.interval):
-            raise ConfigError(f"guidance interval {self.interval!r} must be two levels, rising, in 0 .. 1")
         if self.sampler not in SAMPLERS:
             raise ConfigError(f"sampler {self.sampler!r} is none of {', '.join(SAMPLERS)}")
         for name in ("steps", "seed", "resample"):
@@ -58,7 +56,12 @@ class SamplingConfig:
             raise ConfigError(f"guidance {self.guidance} must be a number of at least 0, or one for each track")
         if not 0 <= self.rescale <= 1:
             raise ConfigError(f"rescale {self.rescale} must lie in 0 .. 1")
-        if len(self.interval) != 2 or not 0 <= self.interval[0] <= self.interval[1] <= 1:
+        pair = isinstance(self.interval, Sequence) and len(self.interval) == 2
+        if (
+            not pair
+            or not all(isinstance(level, Real) for level in self.interval)
+            or not 0 <= self.interval[0] <= self.interval[1] <= 1
+        ):
             raise ConfigError(f"guidance interval {self.interval} must be two levels, rising, in 0 .. 1")
         if not 0 <= self.overlap < 1:
             raise ConfigError(f"overlap {self.overlap} must be a share of the crop: from 0 to less than 1")
