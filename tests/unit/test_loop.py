@@ -496,7 +496,7 @@ class TestKept:
     def test_what_a_person_put_beside_them_stays_and_what_a_kill_left_goes(self, data: Path, tmp_path: Path) -> None:
         folder = tmp_path / "checkpoints"
         own = [folder / "step-00000300-good", folder / "best-ever"]
-        left = [folder / f"{TEMPORARY_PREFIX}{10**30}-0-step-00000002", folder / ".dropped-step-00000001"]
+        left = [folder / f"{TEMPORARY_PREFIX}{10**30}-0-step-00000099", folder / ".dropped-step-00000001"]
         for path in (*own, *left):
             path.mkdir(parents=True)
         train(replace(SIX_STEPS, keep_last=2), [(data, None)], tmp_path)
