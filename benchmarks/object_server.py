@@ -1,15 +1,38 @@
-"""``python -m benchmarks.object_server FOLDER``: the little of S3 that reading needs, quick; prints its port.
+"""``python -m benchmarks.object_server FOLDER [MB_PER_S LATENCY_S]``: the little of S3 that reading needs, quick.
 
-An emulator of all of S3 takes longer for a range than the network would, and is what would be measured.
+It prints its port. An emulator of all of S3 takes longer for a range than the network would, and is what would be
+measured. With a bandwidth and a latency it answers as through a link that all requests share.
 """
 
 import os
 import re
 import sys
+import threading
+import time
 from email.utils import formatdate
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+
+
+class Link:
+    """What all requests share: bytes pass one after the other, at most so many a second, each answer after a while."""
+
+    def __init__(self, mb_per_s: float = 0.0, latency_s: float = 0.0) -> None:
+        """0 MB/s is without a bound."""
+        self._seconds_per_byte = 1 / (mb_per_s * 1e6) if mb_per_s else 0.0
+        self._latency_s = latency_s
+        self._free = 0.0
+        self._lock = threading.Lock()
+
+    def wait(self, count: int) -> None:
+        """Until ``count`` more bytes are through."""
+        with self._lock:
+            now = time.monotonic()
+            self._free = max(self._free, now) + count * self._seconds_per_byte
+            left = self._free + self._latency_s - now
+        if left > 0:
+            time.sleep(left)
 
 
 class Objects(BaseHTTPRequestHandler):
@@ -18,8 +41,8 @@ class Objects(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
 
-    def __init__(self, *request: object, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, *request: object, folder: Path, link: Link) -> None:
+        self.folder, self.link = folder, link
         super().__init__(*request)  # type: ignore[arg-type]
 
     def do_HEAD(self) -> None:
@@ -43,6 +66,7 @@ class Objects(BaseHTTPRequestHandler):
         size = path.stat().st_size
         match = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or "")
         start, end = (int(match[1]), min(int(match[2] or size - 1) + 1, size)) if match else (0, size)
+        self.link.wait(end - start if body else 0)
         self.send_response(206 if match else 200)
         headers = {
             "Content-Length": str(end - start),
@@ -62,6 +86,7 @@ class Objects(BaseHTTPRequestHandler):
 
 
 if __name__ == "__main__":
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Objects, folder=Path(sys.argv[1])))
+    answers = partial(Objects, folder=Path(sys.argv[1]), link=Link(*map(float, sys.argv[2:])))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), answers)
     print(server.server_port, flush=True)
     server.serve_forever()

@@ -23,6 +23,8 @@ T = TypeVar("T")
 # What one open object holds at most is their product, and a scan has all files of a song open; a block is one request.
 BLOCK_BYTES = 1 << 20
 BLOCKS = 4
+CONNECTIONS = 64
+"""To S3 at once, of one process, unless fsspec's configuration says otherwise; its client's 10 wait on latency."""
 RETRY_DELAYS_S = (0.2, 1.0, 4.0)
 
 # Asking again would not help.
@@ -112,9 +114,12 @@ def filesystem(root: str) -> tuple[Any, str]:
     """The file system of a URL and the root's path in it. Raises CorpusError when nothing can reach it."""
     import fsspec
 
+    options: dict[str, Any] = {}
+    if root.startswith("s3") and "config_kwargs" not in fsspec.config.conf.get("s3", {}):
+        options["config_kwargs"] = {"max_pool_connections": CONNECTIONS}
     try:
-        # A cached listing would hide what changed; fsspec itself keeps one connection for each set of options.
-        system, base = fsspec.core.url_to_fs(root, use_listings_cache=False)
+        # A cached listing would hide what changed; fsspec itself keeps one system for each set of options.
+        system, base = fsspec.core.url_to_fs(root, use_listings_cache=False, **options)
     except (ImportError, ValueError) as error:
         raise CorpusError(f"{root}: cannot be reached ({' '.join(str(error).split())})") from None
     return system, str(base).rstrip("/")

@@ -8,7 +8,8 @@ import mmap
 import os
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -22,6 +23,8 @@ from manifests.remote import filesystem, is_remote, joined, parse_root, patientl
 
 FETCH_BYTES = 8 << 20
 """One request of a file that is fetched whole."""
+REQUESTS = 16
+"""Requests of one reader that threads have under way at once, where a store cannot be asked for many by one call."""
 WRITE_DELAYS_S = (0.5, 2.0, 8.0, 30.0)
 """Before a write is tried again: beside the patience of the store's own client, since work of minutes hangs on it."""
 
@@ -66,6 +69,14 @@ class Store(ABC):
         """``size`` bytes from ``start`` on, fewer at the file's end. Raises FileNotFoundError or StoreError."""
         with self._reading(name):
             return self._read(name, start, size)
+
+    def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> Iterator[bytes]:
+        """`read_range` of each (name, start, size), in order; from far, they are asked for together.
+
+        What fails raises at its turn.
+        """
+        for name, start, size in ranges:
+            yield self.read_range(name, start, size)
 
     def map(self, name: str) -> mmap.mmap:
         """The whole file in mapped memory: a local one as it lies, a remote one fetched into a temporary file.
@@ -226,6 +237,29 @@ class _Url(Store):
                 raise
 
         return patiently(self.location(name), get)
+
+    def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> Iterator[bytes]:
+        contents = self._gathered(ranges)
+        pool = ThreadPoolExecutor(REQUESTS, "fetch")
+        try:
+            left = [one for one, content in zip(ranges, contents, strict=True) if content is None]
+            patient = pool.map(lambda one: self.read_range(*one), left)
+            for content in contents:
+                yield next(patient) if content is None else content
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+    def _gathered(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes | None]:
+        """What comes at the first attempt, by one call, which costs far less than one for each; None where it fails."""
+        if not self._system.async_impl:
+            return [None] * len(ranges)
+        paths = [self._path(name) for name, _, _ in ranges]
+        starts, ends = [start for _, start, _ in ranges], [start + size for _, start, size in ranges]
+        try:
+            found = self._system.cat_ranges(paths, starts, ends, on_error="return")
+        except Exception:  # each says itself what is wrong when it is asked for alone
+            return [None] * len(ranges)
+        return [bytes(content) if isinstance(content, bytes | bytearray) else None for content in found]
 
     def _map(self, name: str) -> mmap.mmap:
         length = self._size(name)

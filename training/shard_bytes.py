@@ -14,12 +14,10 @@ import pyarrow as pa
 from manifests.errors import ShardError
 from manifests.remote import is_remote
 from manifests.shards import SHARDS_FOLDER
-from manifests.store import FETCH_BYTES, Store, open_store
+from manifests.store import FETCH_BYTES, REQUESTS, Store, open_store
 from training.shard_cache import Entry, ShardCache
 
 OPEN_SHARDS = 256
-REQUESTS = 16
-"""Requests that are under way at once, for each data set."""
 
 Column = npt.NDArray[np.int64]
 
@@ -28,8 +26,8 @@ class ShardBytes:
     """Samples by their row in an index; safe for threads.
 
     A local sample is one read from an open file: pages of the operating system's cache, which are not this process's.
-    A remote one is one request, or, with ``whole``, its whole shard is fetched into the cache. What came from far is
-    checked against the checksums of the index.
+    Remote ones are asked for together, or, with ``whole``, their whole shards are fetched into the cache. What came
+    from far is checked against the checksums of the index.
     """
 
     def __init__(self, data: Path | str, index: pa.Table, cache: ShardCache | None, whole: bool) -> None:
@@ -67,25 +65,17 @@ class ShardBytes:
         return store.location(name)
 
     def read(self, rows: Sequence[int]) -> Iterator[bytes]:
-        """The bytes of samples in the tar, in order. Raises ShardError or StoreError."""
-        return self._pool.map(self._sample, rows) if self._pool else map(self._sample, rows)
+        """The bytes of samples in the tar, in order. Raises ShardError or StoreError at the one that fails."""
+        if not self._pool:
+            return map(self._near, rows)
+        far = self._far([row for row in rows if self._is_far(row)])
+        return (next(far) if self._is_far(row) else self._near(row) for row in rows)
 
-    def _sample(self, row: int) -> bytes:
-        shard = int(self.shards[row])
-        offset, size = int(self._offsets[row]), int(self._sizes[row])
-        store, name = self._places[shard]
+    def _near(self, row: int) -> bytes:
         try:
-            if not is_remote(store.root):
-                content = self._open(shard).read(size, offset)
-            else:
-                try:
-                    content = self._far(row, shard, offset, size)
-                except ShardError:  # it may have been damaged on the way
-                    content = self._far(row, shard, offset, size)
-        except FileNotFoundError:
-            raise ShardError(f"{store.location(name)}: missing, though the index names it") from None
+            content = self._open(int(self.shards[row])).read(int(self._sizes[row]), int(self._offsets[row]))
         except OSError as error:
-            raise ShardError(f"{store.location(name)}: cannot be read ({error.strerror or error})") from error
+            raise self._unreadable(row, error) from error
         self._check_length(row, content)
         return content
 
@@ -93,21 +83,71 @@ class ShardBytes:
         store, name = self._places[shard]
         return _Open(f"{store.root}/{name}")
 
-    def _far(self, row: int, shard: int, offset: int, size: int) -> bytes:
-        content = None
-        if self._cache and self._whole:
-            name, end = self._whole_entry(shard)
-            content = self._cache.read(name, end, offset, size, lambda entry: self._fill(entry, shard, end))
-        elif self._cache:
-            name = f"{self._location(row)} {offset} {size} {self._checksums[row]}"
-            content = self._cache.read(name, size, 0, size, lambda entry: entry.write(self._fetch(row)))
-        return self._fetch(row) if content is None else content
+    def _is_far(self, row: int) -> bool:
+        return is_remote(self._places[self.shards[row]][0].root)
 
-    def _fetch(self, row: int) -> bytes:
-        store, name = self._places[self.shards[row]]
-        content = store.read_range(name, int(self._offsets[row]), int(self._sizes[row]))
-        self._check(row, content)
-        return content
+    def _far(self, rows: Sequence[int]) -> Iterator[bytes]:
+        assert self._pool
+        look = self._cached_whole if self._whole else self._cached
+        contents = list(self._pool.map(look, rows)) if self._cache else [None] * len(rows)
+        missing = [row for row, content in zip(rows, contents, strict=True) if content is None]
+        fetched = self._fetched(missing)
+        if self._cache and not self._whole:
+            fetched = self._pool.map(self._kept, missing, fetched)
+        for row, content in zip(rows, contents, strict=True):
+            content = next(fetched) if content is None else content
+            self._check_length(row, content)
+            yield content
+
+    def _cached_whole(self, row: int) -> bytes | None:
+        """From the row's shard in the cache, which is fetched where it lacks; None where it cannot be kept."""
+        assert self._cache
+        shard, offset, size = int(self.shards[row]), int(self._offsets[row]), int(self._sizes[row])
+        name, end = self._whole_entry(shard)
+        try:
+            try:
+                return self._cache.read(name, end, offset, size, lambda entry: self._fill(entry, shard, end))
+            except ShardError:  # it may have been damaged on the way
+                return self._cache.read(name, end, offset, size, lambda entry: self._fill(entry, shard, end))
+        except OSError as error:
+            raise self._unreadable(row, error) from error
+
+    def _cached(self, row: int) -> bytes | None:
+        assert self._cache
+        return self._cache.find(self._entry(row), int(self._sizes[row]))
+
+    def _kept(self, row: int, content: bytes) -> bytes:
+        assert self._cache
+        size = len(content)
+        return self._cache.read(self._entry(row), size, 0, size, lambda entry: entry.write(content)) or content
+
+    def _entry(self, row: int) -> str:
+        return f"{self._location(row)} {self._offsets[row]} {self._sizes[row]} {self._checksums[row]}"
+
+    def _fetched(self, rows: Sequence[int]) -> Iterator[bytes]:
+        """Samples as they come from far, asked for together, and checked."""
+        by_store: dict[Store, list[int]] = {}
+        for row in rows:
+            by_store.setdefault(self._places[self.shards[row]][0], []).append(row)
+        found = {store: store.read_ranges([self._range(row) for row in its]) for store, its in by_store.items()}
+        for row in rows:
+            store = self._places[self.shards[row]][0]
+            try:
+                content = next(found[store])
+                if not self._is_whole(row, content):  # it may have been damaged on the way
+                    content = store.read_range(*self._range(row))
+                    self._check(row, content)
+            except OSError as error:
+                raise self._unreadable(row, error) from error
+            yield content
+
+    def _range(self, row: int) -> tuple[str, int, int]:
+        return self._places[self.shards[row]][1], int(self._offsets[row]), int(self._sizes[row])
+
+    def _unreadable(self, row: int, error: OSError) -> ShardError:
+        if isinstance(error, FileNotFoundError):
+            return ShardError(f"{self._location(row)}: missing, though the index names it")
+        return ShardError(f"{self._location(row)}: cannot be read ({error.strerror or error})")
 
     def _fill(self, entry: Entry, shard: int, end: int) -> None:
         store, name = self._places[shard]
@@ -118,10 +158,13 @@ class ShardBytes:
 
     def _check(self, row: int, content: bytes) -> None:
         self._check_length(row, content)
-        if hashlib.sha256(content).hexdigest() != self._checksums[row].as_py():
+        if not self._is_whole(row, content):
             raise ShardError(
                 f"{self._location(row)}: its sample at byte {self._offsets[row]} is damaged; verify the shards"
             )
+
+    def _is_whole(self, row: int, content: bytes) -> bool:
+        return hashlib.sha256(content).hexdigest() == self._checksums[row].as_py()
 
     def _check_length(self, row: int, content: bytes) -> None:
         if len(content) < self._sizes[row]:

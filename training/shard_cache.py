@@ -45,13 +45,17 @@ class ShardCache:
         except OSError as error:
             self._give_up(error)
 
+    def find(self, name: str, size: int) -> bytes | None:
+        """The whole entry ``name`` of ``size`` bytes; None where there is none."""
+        return _read(self._path(name), size, 0, size)
+
     def read(self, name: str, size: int, start: int, count: int, fill: Fill) -> bytes | None:
         """``count`` bytes from ``start`` on of the entry ``name``; ``fill`` writes its ``size`` bytes where it lacks.
 
         None where it cannot be kept: it is larger than the cache, or the disk is full or refuses. Whatever ``fill``
         raises itself passes through, and leaves no entry.
         """
-        path = self.folder / hashlib.sha256(name.encode()).hexdigest()[:40]
+        path = self._path(name)
         content = _read(path, size, start, count)
         if content is not None or self._broken or size > self.limit:
             return content
@@ -63,6 +67,9 @@ class ShardCache:
         except _CannotKeep as error:
             self._give_up(error)
             return None
+
+    def _path(self, name: str) -> Path:
+        return self.folder / hashlib.sha256(name.encode()).hexdigest()[:40]
 
     def _filled(self, path: Path, size: int, start: int, count: int, fill: Fill) -> bytes | None:
         if (reserved := self._reserve(size)) is None:

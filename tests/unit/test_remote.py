@@ -51,6 +51,18 @@ def test_a_url_is_remote_unless_it_names_a_local_folder(root: str, expected: boo
     assert is_remote(root) is expected
 
 
+@pytest.mark.parametrize(
+    ("configured", "connections"), [({}, remote.CONNECTIONS), ({"config_kwargs": {"max_pool_connections": 5}}, 5)]
+)
+def test_s3_has_connections_enough_unless_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, configured: dict[str, Any], connections: int
+) -> None:
+    monkeypatch.setitem(fsspec.config.conf, "s3", configured)
+    system, base = remote.filesystem("s3://bucket/data/")
+    assert (system.config_kwargs["max_pool_connections"], base) == (connections, "bucket/data")
+    assert "config_kwargs" not in remote.filesystem("memory://bucket")[0].storage_options
+
+
 @pytest.mark.parametrize("key", ["a", "a b/c#1?x=2.wav", "a/..b/c.", "%41/é"])
 def test_plain_keys_are_below_the_root(key: str) -> None:
     assert is_below(key)

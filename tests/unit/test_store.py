@@ -1,3 +1,4 @@
+import asyncio
 import errno
 import os
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from typing import Any, ClassVar
 import fsspec
 import pytest
 from fsspec import AbstractFileSystem
+from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 from fsspec.spec import AbstractBufferedFile
 
@@ -106,6 +108,54 @@ def test_no_more_is_fetched_than_is_read() -> None:
     assert place.read_range("a.tar", 1000, 500) == bytes(500)
     assert len(place.read("a.tar")) == 20_000_000
     assert Paged.fetched == [(1000, 1500), (0, 20_000_000)]
+
+
+class Together(AsyncFileSystem):
+    """What ``faulty://`` holds, in a store that answers when as many requests have come as a test waits for."""
+
+    protocol = "together"
+    wanted: ClassVar[int] = 0
+    under_way: ClassVar[list[str]] = []
+    come: ClassVar[asyncio.Event | None] = None
+
+    async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
+        Together.under_way.append(path)
+        Together.come = Together.come or asyncio.Event()
+        if len(Together.under_way) >= Together.wanted:
+            Together.come.set()
+        await asyncio.wait_for(Together.come.wait(), 10)
+        return Faulty().cat_file(path, start, end)
+
+    async def _info(self, path: str, **options: Any) -> dict[str, Any]:
+        return dict(Faulty().info(path))
+
+
+@pytest.mark.parametrize("root", [*ROOTS, "together://data/set"])
+def test_many_ranges_are_read_in_their_order_and_what_fails_fails_at_its_turn(
+    root: str, tmp_path: Path, impatient: type[Faulty]
+) -> None:
+    fsspec.register_implementation("together", Together, clobber=True)
+    Together.wanted, Together.come = 4, None
+    Together.under_way.clear()
+    place = open_store(tmp_path / "data" if root == "folder" else root)
+    writer = place if root == "folder" else open_store(ROOTS[1])
+    for name in "ab":
+        writer.write(name, f"{name}0123456789".encode())
+    impatient.faults["b"] = [ConnectionResetError("reset by peer")]
+    ranges = [("a", 0, 3), ("b", 2, 4), ("a", 9, 9), ("b", 40, 2)]
+    assert list(place.read_ranges(ranges)) == [b"a01", b"1234", b"89", b""]
+    assert list(place.read_ranges([])) == []
+    if root.startswith("together"):  # which would have waited in vain for one after the other
+        assert sorted(Together.under_way)[:4] == ["data/set/a", "data/set/a", "data/set/b", "data/set/b"]
+    Together.wanted = 0
+    found = place.read_ranges([("a", 1, 1), ("none", 0, 1), ("b", 1, 1)])
+    assert next(found) == b"0"
+    with pytest.raises(FileNotFoundError):
+        next(found)
+    if root != "folder":
+        impatient.faults["b"] = [PermissionError(errno.EACCES, "Access Denied")] * 2
+        with pytest.raises(StoreError, match=rf"^{root}/b: cannot be read \(Access Denied\)"):
+            list(place.read_ranges([("a", 1, 1), ("b", 1, 1)]))
 
 
 def test_the_root_may_be_a_file_url(tmp_path: Path) -> None:
