@@ -32,6 +32,8 @@ _UNREAD = -1
 _HEADER = 128
 """Length of the header of an ``.npy`` of three dimensions."""
 _SLICE = 1 << 16
+_INFINITE = 0x7C00
+"""Bits of infinity; those of NaNs are above."""
 
 
 class ShardSet:
@@ -235,5 +237,5 @@ class ShardSet:
 
 
 def _finite(array: Half) -> bool:
-    # Much faster than isfinite, which goes by way of single precision.
-    return not ((array.view(np.uint16) & 0x7C00) == 0x7C00).any()
+    # Positive and negative ones by their bits: much faster than isfinite, which goes by way of single precision.
+    return bool(array.view(np.int16).max() < _INFINITE and array.view(np.uint16).max() < 0x8000 + _INFINITE)

@@ -114,23 +114,6 @@ class StreamState:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
-    """Examples of this process and the state after the batch of all."""
-
-    latents: Half
-    """``[B, K, C, L]``, as stored (not normalised)."""
-    embeddings: Float
-    """``[B, K, D]``: audio for mix and submix, a mixture of text and audio for a source; dropped ones are zeros."""
-    present: Flags
-    """``[B, K]``: which tracks are there."""
-    keys: tuple[str, ...]
-    """Window ids."""
-    elements: tuple[int, ...]
-    """Places in the stream, over all processes."""
-    state: StreamState
-
-
-@dataclass(frozen=True, slots=True)
 class _Plan:
     """A batch of this process before it is read."""
 
@@ -141,6 +124,39 @@ class _Plan:
     rows: Rows
     """Row in the data set ``[B]``."""
     state: StreamState
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Examples of this process and the state after the batch of all."""
+
+    latents: Half
+    """``[B, K, C, L]``, as stored (not normalised)."""
+    embeddings: Float
+    """``[B, K, D]``: audio for mix and submix, a mixture of text and audio for a source; dropped ones are zeros."""
+    present: Flags
+    """``[B, K]``: which tracks are there."""
+    _plan: _Plan
+    _sets: Sequence[ShardSet]
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Window ids."""
+        keys = np.empty(len(self._plan.rows), object)
+        for number in np.unique(self._plan.sets):
+            here = self._plan.sets == number
+            keys[here] = self._sets[number].keys(self._plan.rows[here])
+        return tuple(keys.tolist())
+
+    @property
+    def elements(self) -> tuple[int, ...]:
+        """Places in the stream, over all processes."""
+        return tuple(range(self._plan.first, self._plan.first + len(self._plan.rows)))
+
+    @property
+    def state(self) -> StreamState:
+        """Where the stream goes on after this batch, the same for all processes."""
+        return self._plan.state
 
 
 class Stream:
@@ -226,21 +242,13 @@ class Stream:
         size = len(plan.rows)
         seed, dropout, width = self._config.seed, self._config.condition_dropout, self._sets[0].levels
         levels = uniforms(seed, Purpose.EXAMPLE, first=plan.first, count=size, width=width)
-        parts, keys = [], np.empty(size, object)
         order = np.argsort(plan.sets, kind="stable")
+        parts = []
         for number in np.unique(plan.sets):
-            here, shards = order[plan.sets[order] == number], self._sets[number]
-            parts.append(shards.drawn(plan.rows[here], levels[here], dropout))
-            keys[here] = shards.keys(plan.rows[here])
-        latents, embeddings, present = zip(*parts, strict=True)
-        return Batch(
-            _placed(latents, order),
-            _placed(embeddings, order),
-            _placed(present, order),
-            tuple(keys.tolist()),
-            tuple(range(plan.first, plan.first + size)),
-            plan.state,
-        )
+            here = order[plan.sets[order] == number]
+            parts.append(self._sets[number].drawn(plan.rows[here], levels[here], dropout))
+        latents, embeddings, present = (_placed(part, order) for part in zip(*parts, strict=True))
+        return Batch(latents, embeddings, present, plan, self._sets)
 
 
 def _difference(one: ShardSet, other: ShardSet) -> str | None:
