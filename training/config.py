@@ -81,6 +81,8 @@ class TrainConfig:
     """Seed of the initial weights, noise and timesteps; the stream has its own."""
     present: tuple[str, ...] = TRACKS
     """Tracks that the data has; the loss is never on another. ["mix"] learns from mixtures only."""
+    normalise: bool = True
+    """Bring each latent channel to mean 0 and deviation 1 by the data set's card; false: as the codec made them."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Of the network's arithmetic; weights, their average, loss and optimiser are float32 always."""
     accumulate: int = 1

@@ -82,9 +82,9 @@ def train(
 
     Writes ``out/checkpoint`` (averaged weights), ``out/best`` (by validation), ``metrics.jsonl``, ``recipe.json`` and
     the state from which the same call goes on, to the bit; without ``resume`` that is dropped. Latents are normalised
-    by the first data set's card. Processes that torchrun or Ray has started find each other and train together; the
-    first of them writes. SIGTERM, and the file ``stop`` once it is there, end training after the step under way, with
-    all saved. ``after_step`` is called in each process after every step.
+    by the first data set's card where the recipe says so. Processes that torchrun or Ray has started find each other
+    and train together; the first of them writes. SIGTERM, and the file ``stop`` once it is there, end training after
+    the step under way, with all saved. ``after_step`` is called in each process after every step.
 
     Raises:
         ShardError: a data set cannot be used.

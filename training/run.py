@@ -56,6 +56,9 @@ class Run:
         group: Workers,
     ) -> None:
         card = sets[0].card
+        if not config.normalise:
+            channels = len(card.latent_mean)
+            card = replace(card, latent_mean=(0.0,) * channels, latent_std=(1.0,) * channels)
         self.config, self.out, self.group, self.step = config, out, group, 0
         self.device, self.stopping = group.device, False
         model = config.network(card.codec["spec"]["latent_channels"], card.embedder["spec"]["dim"])

@@ -96,17 +96,27 @@ def kill(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int) -> N
 
 class TestStep:
     @pytest.mark.parametrize(
-        ("pattern", "noised"),
-        [("all", (0, 1, 2)), ("mix_given", (1, 2)), ("submix_given", (0, 2)), ("source_given", (0, 1))],
+        ("pattern", "noised", "normalise"),
+        [
+            ("all", (0, 1, 2), True),
+            ("mix_given", (1, 2), True),
+            ("submix_given", (0, 2), True),
+            ("source_given", (0, 1), True),
+            ("source_given", (0, 1), False),
+        ],
     )
-    def test_loss_by_hand(self, data: Path, tmp_path: Path, pattern: str, noised: tuple[int, ...]) -> None:
+    def test_loss_by_hand(
+        self, data: Path, tmp_path: Path, pattern: str, noised: tuple[int, ...], normalise: bool
+    ) -> None:
         weights = dict.fromkeys(("all", "mix_given", "submix_given", "source_given"), 0.0) | {pattern: 1.0}
-        config = replace(SIX_STEPS, patterns=TimestepPatterns(**weights), seed=3)
+        config = replace(SIX_STEPS, patterns=TimestepPatterns(**weights), seed=3, normalise=normalise)
         run, batch = made(config, data, tmp_path)
         draws = [generator(3, Purpose.NOISE, element) for element in range(4)]
         tau = torch.cat([config.patterns.sample(1, rng) for rng in draws])
         eps = np.stack([rng.standard_normal((3, CHANNELS, 6), dtype=np.float32) for rng in draws])
-        z0 = (batch.examples.latents.numpy() - np.array([100, 5, 0, 0])[:, None]) / np.array([80, 5, 1, 1])[:, None]
+        mean, std = ((100, 5, 0, 0), (80, 5, 1, 1)) if normalise else ((0,) * CHANNELS, (1,) * CHANNELS)
+        assert (run.checkpoint.latent_mean, run.checkpoint.latent_std) == (mean, std)
+        z0 = (batch.examples.latents.numpy() - np.array(mean)[:, None]) / np.array(std)[:, None]
         angle = math.pi / 2 * tau.numpy()[..., None, None]
         noisy = (np.cos(angle) * z0 + np.sin(angle) * eps).astype(np.float32)
         with torch.no_grad():
