@@ -1,7 +1,7 @@
 """Other ways to load the same samples: webdataset, all in memory (the official way), mosaicml-streaming and litdata.
 
 Each iterates for ever over shuffled batches of decoded arrays; the number of samples of a batch is the length of what
-comes. Those that are not installed raise ImportError.
+comes. Those that are not installed raise ImportError; `make bench` installs them beside the rest.
 """
 
 import io
@@ -48,7 +48,8 @@ def in_memory(data: Path) -> Generator[Sequence[Any], None, None]:
 
     For each example that makes two generators, one to choose the data set and one for what follows; it chooses the song
     and the split by their names, draws crops until one of the source is away from silence (here the first one is, which
-    is as quick as it gets), and writes two prompts from templates. torch's own loader makes the batch.
+    is as quick as it gets), and writes two prompts from templates. torch's own loader makes the batch. Without
+    all that, slicing alone with torch's own numbers, a loader from memory is about seven times as quick.
     """
     from torch.utils.data import DataLoader
 
