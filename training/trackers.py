@@ -10,6 +10,7 @@ import torch
 
 from manifests.atomic import content_hash
 from manifests.errors import ConfigError
+from mgeldm.model_folder import one_line
 
 FOLDER = "tensorboard"
 
@@ -18,7 +19,7 @@ class Trackers(AbstractContextManager["Trackers"]):
     """Sends figures on; without any tracker it does nothing."""
 
     def __init__(self, out: Path, *, tensorboard: bool, wandb: str, step: int, recipe: dict[str, Any]) -> None:
-        """Raises ConfigError when Weights & Biases is asked for and not installed."""
+        """Raises ConfigError when Weights & Biases is asked for and is not installed, or refuses."""
         self._board: Any = None
         self._wandb: Any = None
         if wandb:
@@ -28,7 +29,15 @@ class Trackers(AbstractContextManager["Trackers"]):
                 raise ConfigError(f"wandb {wandb!r}: the package is not installed; `pip install wandb`") from None
             # One run a folder, so that a resumed run goes on in its own curve.
             name = f"{out.name}-{content_hash([str(out.absolute()), recipe['seed']], 8)}"
-            self._wandb = package.init(project=wandb, dir=str(out), id=name, name=name, resume="allow", config=recipe)
+            try:
+                self._wandb = package.init(
+                    project=wandb, dir=str(out), id=name, name=name, resume="allow", config=recipe
+                )
+            except package.Error as error:
+                raise ConfigError(
+                    f"wandb {wandb!r}: {one_line(error)}; `wandb login` first, or keep the figures for `wandb "
+                    "sync` with WANDB_MODE=offline"
+                ) from None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
