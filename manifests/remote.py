@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import reduce
+from operator import or_
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Protocol, TypeVar
 from urllib.parse import unquote
@@ -40,6 +42,7 @@ _FINAL = (
     ValueError,
 )
 _LOCAL = ("file", "local")
+_S3 = ("s3", "s3a")
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 # What file systems call the time and the version of an object.
 _TIMES = ("LastModified", "last_modified", "mtime", "modified", "updated", "created")
@@ -115,8 +118,9 @@ def filesystem(root: str) -> tuple[Any, str]:
     import fsspec
 
     options: dict[str, Any] = {}
-    if root.startswith("s3") and "config_kwargs" not in fsspec.config.conf.get("s3", {}):
-        options["config_kwargs"] = {"max_pool_connections": CONNECTIONS}
+    if root.partition("://")[0] in _S3:
+        configured = [fsspec.config.conf.get(scheme, {}).get("config_kwargs", {}) for scheme in _S3]
+        options["config_kwargs"] = reduce(or_, configured, {"max_pool_connections": CONNECTIONS})
     try:
         # A cached listing would hide what changed; fsspec itself keeps one system for each set of options.
         system, base = fsspec.core.url_to_fs(root, use_listings_cache=False, **options)

@@ -9,8 +9,9 @@ import os
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,7 +25,7 @@ from manifests.remote import filesystem, is_remote, joined, parse_root, patientl
 FETCH_BYTES = 8 << 20
 """One request of a file that is fetched whole."""
 REQUESTS = 16
-"""Requests of one reader that threads have under way at once, where a store cannot be asked for many by one call."""
+"""Requests that are under way at once where a store cannot be asked for many by one call."""
 WRITE_DELAYS_S = (0.5, 2.0, 8.0, 30.0)
 """Before a write is tried again: beside the patience of the store's own client, since work of minutes hangs on it."""
 
@@ -71,12 +72,11 @@ class Store(ABC):
             return self._read(name, start, size)
 
     def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> Iterator[bytes]:
-        """`read_range` of each (name, start, size), in order; from far, they are asked for together.
+        """`read_range` of each (name, start, size), in order; from far, they are asked for together, and at once.
 
         What fails raises at its turn.
         """
-        for name, start, size in ranges:
-            yield self.read_range(name, start, size)
+        return (self.read_range(*one) for one in ranges)
 
     def map(self, name: str) -> mmap.mmap:
         """The whole file in mapped memory: a local one as it lies, a remote one fetched into a temporary file.
@@ -240,14 +240,22 @@ class _Url(Store):
 
     def read_ranges(self, ranges: Sequence[tuple[str, int, int]]) -> Iterator[bytes]:
         contents = self._gathered(ranges)
-        pool = ThreadPoolExecutor(REQUESTS, "fetch")
+        left = [one for one, content in zip(ranges, contents, strict=True) if content is None]
+        return self._in_turn(contents, [self._pool.submit(self.read_range, *one) for one in left])
+
+    @cached_property
+    def _pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(REQUESTS, "fetch")
+
+    @staticmethod
+    def _in_turn(contents: Sequence[bytes | None], left: Sequence[Future[bytes]]) -> Iterator[bytes]:
+        later = iter(left)
         try:
-            left = [one for one, content in zip(ranges, contents, strict=True) if content is None]
-            patient = pool.map(lambda one: self.read_range(*one), left)
             for content in contents:
-                yield next(patient) if content is None else content
+                yield next(later).result() if content is None else content
         finally:
-            pool.shutdown(cancel_futures=True)
+            for one in left:
+                one.cancel()
 
     def _gathered(self, ranges: Sequence[tuple[str, int, int]]) -> list[bytes | None]:
         """What comes at the first attempt, by one call, which costs far less than one for each; None where it fails."""

@@ -235,6 +235,8 @@ class Run:
         """Refuse the state of another run. Raises CheckpointError."""
         anew = "use a new --out, or --no-resume"
         now, then = _fixed(self.config), state.get("recipe", {})
+        # What was no option yet when the state was saved was as it is by default.
+        then = then and _fixed(TrainConfig()) | then
         if changed := [key for key in sorted({*now, *then}) if now.get(key) != then.get(key)]:
             told = ", ".join(f"{key} {then.get(key)}, now {now.get(key)}" for key in changed)
             raise CheckpointError(f"{path}: made with another recipe ({told}); {anew}")

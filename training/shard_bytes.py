@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +65,7 @@ class ShardBytes:
         return store.location(name)
 
     def read(self, rows: Sequence[int]) -> Iterator[bytes]:
-        """The bytes of samples in the tar, in order. Raises ShardError or StoreError at the one that fails."""
+        """The bytes of samples in the tar, in order. Raises ShardError or StoreError."""
         if not self._pool:
             return map(self._near, rows)
         far = self._far([row for row in rows if self._is_far(row)])
@@ -94,21 +94,20 @@ class ShardBytes:
         fetched = self._fetched(missing)
         if self._cache and not self._whole:
             fetched = self._pool.map(self._kept, missing, fetched)
-        for row, content in zip(rows, contents, strict=True):
-            content = next(fetched) if content is None else content
-            self._check_length(row, content)
-            yield content
+        for content in contents:
+            yield next(fetched) if content is None else content
 
     def _cached_whole(self, row: int) -> bytes | None:
         """From the row's shard in the cache, which is fetched where it lacks; None where it cannot be kept."""
         assert self._cache
         shard, offset, size = int(self.shards[row]), int(self._offsets[row]), int(self._sizes[row])
         name, end = self._whole_entry(shard)
+        read = partial(self._cache.read, name, end, offset, size, lambda entry: self._fill(entry, shard, end))
         try:
             try:
-                return self._cache.read(name, end, offset, size, lambda entry: self._fill(entry, shard, end))
+                return read()
             except ShardError:  # it may have been damaged on the way
-                return self._cache.read(name, end, offset, size, lambda entry: self._fill(entry, shard, end))
+                return read()
         except OSError as error:
             raise self._unreadable(row, error) from error
 
@@ -129,7 +128,9 @@ class ShardBytes:
         by_store: dict[Store, list[int]] = {}
         for row in rows:
             by_store.setdefault(self._places[self.shards[row]][0], []).append(row)
-        found = {store: store.read_ranges([self._range(row) for row in its]) for store, its in by_store.items()}
+        assert self._pool
+        asked = self._pool.map(lambda store: store.read_ranges([self._range(row) for row in by_store[store]]), by_store)
+        found = dict(zip(by_store, asked, strict=True))
         for row in rows:
             store = self._places[self.shards[row]][0]
             try:

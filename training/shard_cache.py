@@ -1,7 +1,7 @@
 """A local cache of what came from far, of bounded size, for all processes of a machine.
 
 An entry is a file whose name is a hash of what it holds, so that it can never be stale, and that appears whole. What
-was not read for longest goes first. Two that want the same entry at once fetch it once. A disk that is full or refuses
+was not read for longest goes first. Two that fill the same entry at once fill it once. A disk that is full or refuses
 ends nothing: one warning, and no more is put into the cache.
 """
 

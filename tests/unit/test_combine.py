@@ -1,7 +1,9 @@
 import json
 import shutil
+from itertools import islice
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -11,6 +13,7 @@ from manifests.units import Failure, read_failures
 from pipelines.combine import merge, select
 from pipelines.describe import info
 from pipelines.verify import verify
+from tests.support.remote import upload
 from tests.support.sealed import sealed_sample, write_sealed
 from training.stream import ShardSet, Stream, StreamConfig
 
@@ -70,6 +73,26 @@ def test_training_streams_a_merged_set_whole(one: Path, two: Path, tmp_path: Pat
     parts = [ShardSet(data, "train", 2) for data in (one, two)]
     assert sorted(first.keys) == sorted(key for part in parts for key in part.keys(np.arange(len(part))))
     assert {key.split("-")[0] for key in first.keys} == {"toy", "other"}
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_sets_near_and_far_stream_as_one(one: Path, two: Path, tmp_path: Path, cached: bool) -> None:
+    three = write_sealed(tmp_path / "three", {"c-000000000000": [sealed_sample(n, "more", seed=1) for n in range(3)]})
+    far = [upload(data, f"memory://combined/{data.name}") for data in (two, three)]
+    merge([one, two, three], tmp_path / "near")
+    merge([one, *far], tmp_path / "far")
+    config = StreamConfig(crop_frames=2, batch=4, workers=2, cache=str(tmp_path / "cache") if cached else "")
+    taken = []
+    for data in ("near", "far"):
+        stream = Stream([config.open(tmp_path / data, "train")], None, config)
+        batches = stream.batches(stream.start())
+        taken.append(list(islice(batches, 6)))
+        batches.close()
+    for batch, other in zip(*taken, strict=True):
+        assert batch.keys == other.keys
+        np.testing.assert_array_equal(batch.latents, other.latents)
+    assert {key.split("-")[0] for batch in taken[0] for key in batch.keys} == {"toy", "other", "more"}
+    fsspec.filesystem("memory").rm("/combined", recursive=True)
 
 
 def test_a_part_of_a_shard_has_the_moments_of_that_part(one: Path, tmp_path: Path) -> None:

@@ -300,6 +300,18 @@ class TestResume:
         train(SIX_STEPS, [(data, None)], tmp_path)
         assert_same_run(tmp_path, straight)
 
+    def test_what_was_no_option_when_a_run_began_is_as_it_is_by_default(
+        self, data: Path, straight: Path, tmp_path: Path
+    ) -> None:
+        train(replace(SIX_STEPS, steps=3), [(data, None)], tmp_path)
+        state = torch.load(tmp_path / "state.pt", weights_only=True)
+        assert state["recipe"].pop("normalise") is True
+        torch.save(state, tmp_path / "state.pt")
+        with pytest.raises(CheckpointError, match=r"another recipe \(normalise True, now False\)"):
+            train(replace(SIX_STEPS, normalise=False), [(data, None)], tmp_path)
+        train(SIX_STEPS, [(data, None)], tmp_path)
+        assert_same_run(tmp_path, straight)
+
     def test_a_finished_run_is_only_validated(
         self, data: Path, straight: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

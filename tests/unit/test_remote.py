@@ -51,15 +51,21 @@ def test_a_url_is_remote_unless_it_names_a_local_folder(root: str, expected: boo
     assert is_remote(root) is expected
 
 
+@pytest.mark.parametrize("scheme", ["s3", "s3a"])
 @pytest.mark.parametrize(
-    ("configured", "connections"), [({}, remote.CONNECTIONS), ({"config_kwargs": {"max_pool_connections": 5}}, 5)]
+    ("configured", "expected"),
+    [
+        ({}, {"max_pool_connections": remote.CONNECTIONS}),
+        ({"signature_version": "s3v4"}, {"max_pool_connections": remote.CONNECTIONS, "signature_version": "s3v4"}),
+        ({"max_pool_connections": 5}, {"max_pool_connections": 5}),
+    ],
 )
 def test_s3_has_connections_enough_unless_told_otherwise(
-    monkeypatch: pytest.MonkeyPatch, configured: dict[str, Any], connections: int
+    monkeypatch: pytest.MonkeyPatch, scheme: str, configured: dict[str, Any], expected: dict[str, Any]
 ) -> None:
-    monkeypatch.setitem(fsspec.config.conf, "s3", configured)
-    system, base = remote.filesystem("s3://bucket/data/")
-    assert (system.config_kwargs["max_pool_connections"], base) == (connections, "bucket/data")
+    monkeypatch.setitem(fsspec.config.conf, scheme, {"config_kwargs": configured})
+    system, base = remote.filesystem(f"{scheme}://bucket/data/")
+    assert (system.config_kwargs, base) == (expected, "bucket/data")
     assert "config_kwargs" not in remote.filesystem("memory://bucket")[0].storage_options
 
 

@@ -145,6 +145,7 @@ class TestCache:
             f"{tmp_path}: nothing more is cached (No space left on device); reading goes on without"
         ]
         assert not filled(cache, "a", b"0123456789")
+        assert (cache.find("a", 10), cache.find("b", 10)) == (b"0123456789", None)
         assert held(tmp_path) == 10
 
     def test_what_fill_raises_passes_and_leaves_nothing(self, tmp_path: Path) -> None:
@@ -221,6 +222,19 @@ def test_what_is_cached_is_not_fetched_again(far: str, tmp_path: Path, order: st
     shutil.rmtree(tmp_path / "cache")
     with pytest.raises(ShardError, match="missing, though the index names it"):
         list(islice(stream.batches(stream.start()), 1))
+
+
+@pytest.mark.parametrize("order", ["shuffled", "shards"])
+def test_what_is_cached_of_other_content_under_the_same_names_is_not_taken(
+    near: Path, far: str, tmp_path: Path, order: str
+) -> None:
+    config = StreamConfig(batch=20, order=order, cache=str(tmp_path / "cache"))  # type: ignore[arg-type]
+    take(far, config, 1)
+    other = write_dataset(tmp_path / "other", {"test": 4, "train": 20}, per_shard=4)
+    upload(other, far)
+    (one,), (before,), (now,) = (take(data, config, 1) for data in (other, near, far))
+    assert (one.latents != before.latents).any()
+    np.testing.assert_array_equal(one.latents, now.latents)
 
 
 @pytest.mark.parametrize("order", ["shuffled", "shards"])

@@ -1,6 +1,7 @@
 import asyncio
 import errno
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -117,6 +118,14 @@ class Together(AsyncFileSystem):
     wanted: ClassVar[int] = 0
     under_way: ClassVar[list[str]] = []
     come: ClassVar[asyncio.Event | None] = None
+    calls: ClassVar[int] = 0
+    broken: ClassVar[bool] = False
+
+    async def _cat_ranges(self, *words: Any, **options: Any) -> Any:
+        Together.calls += 1
+        if Together.broken:
+            raise RuntimeError("no call for many")
+        return await super()._cat_ranges(*words, **options)
 
     async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **options: Any) -> bytes:
         Together.under_way.append(path)
@@ -132,10 +141,10 @@ class Together(AsyncFileSystem):
 
 @pytest.mark.parametrize("root", [*ROOTS, "together://data/set"])
 def test_many_ranges_are_read_in_their_order_and_what_fails_fails_at_its_turn(
-    root: str, tmp_path: Path, impatient: type[Faulty]
+    root: str, tmp_path: Path, impatient: type[Faulty], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fsspec.register_implementation("together", Together, clobber=True)
-    Together.wanted, Together.come = 4, None
+    Together.wanted, Together.come, Together.calls = 4, None, 0
     Together.under_way.clear()
     place = open_store(tmp_path / "data" if root == "folder" else root)
     writer = place if root == "folder" else open_store(ROOTS[1])
@@ -147,7 +156,11 @@ def test_many_ranges_are_read_in_their_order_and_what_fails_fails_at_its_turn(
     assert list(place.read_ranges([])) == []
     if root.startswith("together"):  # which would have waited in vain for one after the other
         assert sorted(Together.under_way)[:4] == ["data/set/a", "data/set/a", "data/set/b", "data/set/b"]
+        assert Together.calls == 2
     Together.wanted = 0
+    monkeypatch.setattr(Together, "broken", True)
+    assert list(place.read_ranges(ranges)) == [b"a01", b"1234", b"89", b""]
+    monkeypatch.setattr(Together, "broken", False)
     found = place.read_ranges([("a", 1, 1), ("none", 0, 1), ("b", 1, 1)])
     assert next(found) == b"0"
     with pytest.raises(FileNotFoundError):
@@ -156,6 +169,35 @@ def test_many_ranges_are_read_in_their_order_and_what_fails_fails_at_its_turn(
         impatient.faults["b"] = [PermissionError(errno.EACCES, "Access Denied")] * 2
         with pytest.raises(StoreError, match=rf"^{root}/b: cannot be read \(Access Denied\)"):
             list(place.read_ranges([("a", 1, 1), ("b", 1, 1)]))
+
+
+def test_a_store_that_answers_one_by_one_is_asked_from_threads(
+    impatient: type[Faulty], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place, asked, meeting, gate = open_store(ROOTS[1]), [], threading.Barrier(3), threading.Event()
+    place.write("a", b"0123456789")
+    cat_file = Faulty.cat_file
+
+    def meet(system: Faulty, path: str, start: int, end: int, **options: Any) -> bytes:
+        asked.append(start)
+        if start < 3:
+            meeting.wait(10)
+        if start == 4:
+            gate.wait(10)
+        return cat_file(system, path, start, end, **options)
+
+    monkeypatch.setattr(Faulty, "cat_file", meet)
+    assert list(place.read_ranges([("a", start, 1) for start in range(3)])) == [b"0", b"1", b"2"]
+    monkeypatch.setattr(store, "REQUESTS", 1)
+    asked.clear()
+    place = open_store(ROOTS[1])
+    found = place.read_ranges([("a", 5, 1), *[("none", start, 1) for start in (3, 4, 7, 8)]])
+    assert next(found) == b"5"
+    with pytest.raises(FileNotFoundError):
+        next(found)
+    gate.set()
+    assert list(place.read_ranges([("a", 6, 1)])) == [b"6"]
+    assert asked == [5, 3, 4, 6]  # nobody waits for the others any more
 
 
 def test_the_root_may_be_a_file_url(tmp_path: Path) -> None:

@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from manifests.errors import ConfigError, ShardError
-from manifests.shards import read_prompts, write_prompts
-from tests.support.shards import DIM, TEXT_AXIS, TEXTS, sample, write_dataset
+from manifests.shards import SHARDS_FOLDER, read_index, read_prompts, write_prompts
+from tests.support.shards import CHANNELS, DIM, TEXT_AXIS, TEXTS, sample, write_dataset
 from training.ahead import load_ahead
 from training.order import Order, epoch_order
 from training.randomness import Purpose, uniforms
+from training.stem_tracks import StemSet
 from training.stream import Batch, ShardSet, Stream, StreamConfig, StreamState, blend
 
 SAMPLES = 23
@@ -386,6 +387,26 @@ class TestBadData:
         write_prompts(odd / "prompts.safetensors", {TEXTS[0]: read_prompts(odd)[TEXTS[0]]})
         with pytest.raises(ShardError, match=r"no text embedding of 'drums'"):
             take(Stream([shard_set(odd)], None, StreamConfig(batch=20)), 1)
+
+    @pytest.mark.parametrize("member", ["latents", "embeddings"])
+    @pytest.mark.parametrize(
+        ("bits", "finite"),
+        [(0x7BFF, True), (0xFBFF, True), *((bits, False) for bits in (0x7C00, 0xFC00, 0x7C01, 0xFE00, 0xFFFF))],
+    )
+    def test_a_value_that_is_not_finite_ends_it(self, tmp_path: Path, member: str, bits: int, finite: bool) -> None:
+        data = write_dataset(tmp_path / "data", {"train": 3}, frames=40)
+        row = read_index(data)[1]
+        source = {"latents": 2 * CHANNELS * 40, "embeddings": 2 * DIM}[member]
+        with open(data / SHARDS_FOLDER / row.shard, "r+b") as shard:
+            shard.seek({"latents": row.latents_offset, "embeddings": row.embeddings_offset}[member] + 128 + 2 * source)
+            shard.write(bits.to_bytes(2, "little"))
+        for opened in (shard_set(data), StemSet(data, "train", 40, TEXTS)):
+            levels = np.full((3, opened.levels), 0.3)
+            if finite:
+                assert np.isfinite(opened.drawn(np.arange(3), levels, 0.0)[0]).all()
+            else:
+                with pytest.raises(ShardError, match=f"sample toy-0001: {member} hold NaN or infinite values; verify"):
+                    opened.drawn(np.arange(3), levels, 0.0)
 
     @pytest.mark.parametrize(
         ("name", "value"),
