@@ -1,6 +1,7 @@
 """Whether a timestep for each track does its work: the same network, budget and seeds, with it and with one for all.
 
-Validation losses of extraction and imputation, the given track clean, on the example corpora.
+Validation losses of extraction and imputation, the given track clean, on the example corpora, or on the encoded data
+set that ``TIMESTEPS_DATA`` names, for ``TIMESTEPS_STEPS`` steps.
 """
 
 import os
@@ -18,6 +19,7 @@ from training.run_files import METRICS_FILE, read_metrics
 
 SEEDS = (0, 1, 2)
 STEPS = int(os.environ.get("TIMESTEPS_STEPS", "400"))
+DATA = os.environ.get("TIMESTEPS_DATA", "")
 WAYS = {
     "per track": TimestepPatterns(),
     "one for all": TimestepPatterns(all=1, mix_given=0, submix_given=0, source_given=0),
@@ -54,5 +56,5 @@ def validated(patterns: TimestepPatterns, seed: int) -> dict[str, float]:
         stream=replace(recipe.stream, seed=seed),
     )
     with tempfile.TemporaryDirectory() as folder:
-        train(config, [(example_data() / "data", None)], Path(folder))
+        train(config, [(DATA or example_data() / "data", None)], Path(folder))
         return read_metrics(Path(folder) / METRICS_FILE)[-1]
