@@ -8,7 +8,6 @@ import logging
 import logging.handlers
 import math
 import os
-import socket
 import sys
 import time
 from collections import Counter, deque
@@ -17,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
 from manifests.errors import ConfigError
+from manifests.ray_address import ALONE, ray_address
 
 U = TypeVar("U")
 R = TypeVar("R")
@@ -108,26 +108,17 @@ def connect(config: RunnerConfig) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # At each start Ray says as a warning that its tokens are on, which is what they should be.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    address = config.address or os.environ.get("RAY_ADDRESS")
+    address = ray_address(config.address)
     try:
-        if address:
-            _knock(address)
         ray.init(
-            address=address or "local",
-            object_store_memory=None if address else OBJECT_STORE_BYTES,
+            address=address,
+            object_store_memory=OBJECT_STORE_BYTES if address == ALONE else None,
             include_dashboard=False,
             log_to_driver=False,
             configure_logging=False,
         )
     except OSError as error:
         raise ConfigError(f"{address}: no Ray cluster answers ({_line(error)})") from error
-
-
-def _knock(address: str) -> None:
-    """Raise OSError unless somebody listens at ``address``: Ray itself would try for many minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if port.isdigit():
-        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _run_on_ray(

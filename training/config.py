@@ -128,15 +128,18 @@ class TrainConfig:
         for value in (self.ema, *self.betas):
             if not 0 <= value < 1:
                 raise ConfigError(f"a decay of {value} (ema, betas) must be at least 0 and below 1")
-        if self.seed < 0 or not 0 <= self.weight_decay < math.inf:
-            raise ConfigError(f"seed {self.seed} and weight_decay {self.weight_decay} must be numbers of at least 0")
+        if not 0 <= self.seed < 2**63 or not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(
+                f"seed {self.seed} must be at least 0 and below 2**63, weight_decay {self.weight_decay} a number of at "
+                "least 0"
+            )
         if not 0 <= self.spike < math.inf or self.listen_every < 0 or not 0 < self.decay_share <= 1:
             raise ConfigError(
                 f"spike {self.spike} and listen_every {self.listen_every} must be at least 0, decay_share "
                 f"{self.decay_share} above 0 and at most 1"
             )
-        if self.listen_every and (not self.tensorboard or self.parallel == "fsdp"):
-            raise ConfigError(f"listen_every {self.listen_every} needs tensorboard, and parallel ddp")
+        if self.listen_every and not self.tensorboard:
+            raise ConfigError(f"listen_every {self.listen_every} needs tensorboard")
         self._check_stems()
         self._check_present()
 

@@ -58,8 +58,13 @@ def dry_run(config: TrainConfig, data: Data, *, calibrate: Calibrate = "auto", p
         "activations": activations,
     }
     crop_hours = config.stream.crop_frames / card.frames_per_second / 3600
-    samples = {str(path): len(s) for (path, _), s in zip(data, sets, strict=True)}
-    corpora = sum((Counter(s.corpora) for s in sets), Counter())
+    # One that is given twice, with two weights, is there once.
+    apart = {str(path): s for (path, _), s in zip(data, sets, strict=True)}
+    samples = {path: len(s) for path, s in apart.items()}
+    corpora = sum((Counter(s.corpora) for s in apart.values()), Counter())
+    epochs = dict.fromkeys(apart, 0.0)
+    for (path, _), s, part in zip(data, sets, stream.shares, strict=True):
+        epochs[str(path)] += seen * float(part) / len(s)
     stems = windows_by_instrument(sets, config.stems.instruments)
     shown: dict[str, Any] = {
         "parameters": parameters,
@@ -74,10 +79,7 @@ def dry_run(config: TrainConfig, data: Data, *, calibrate: Calibrate = "auto", p
         "samples": samples,
         "corpora": dict(sorted(corpora.items())),
         **({"stems": stems} if stems else {}),
-        "epochs": {
-            str(path): round(seen * float(part) / len(s), 3)
-            for (path, _), s, part in zip(data, sets, stream.shares, strict=True)
-        },
+        "epochs": {path: round(count, 3) for path, count in epochs.items()},
         "hours_seen": seen * crop_hours,
     }
     if calibrate == "never" or (calibrate == "auto" and not torch.cuda.is_available() and flops > _AFFORDABLE):

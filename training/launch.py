@@ -35,6 +35,10 @@ def launch(arguments: Sequence[str], prog: str = "mgeldm train") -> dict[str, An
     parsed = read_options(parser, ["--config", str(recipe), *arguments])
     config = TrainConfig(**{field.name: parsed[field.name] for field in fields(TrainConfig)})
     data = [weighted(text) for text in parsed.data]
+    if not parsed.ray and (parsed.nodes, parsed.gpus_per_node, parsed.cpu_workers, parsed.address) != (1, 1, 0, None):
+        raise ConfigError(
+            "--nodes, --gpus-per-node, --cpu-workers and --address go with --ray; else start processes by torchrun"
+        )
     if parsed.dry_run:
         from training.dry_run import Calibrate, dry_run
 
@@ -43,10 +47,6 @@ def launch(arguments: Sequence[str], prog: str = "mgeldm train") -> dict[str, An
         return dry_run(config, data, calibrate=calibrate, processes=_processes(parsed))
     if parsed.calibrate != "auto":
         raise ConfigError(f"--calibrate {parsed.calibrate} goes with --dry-run")
-    if not parsed.ray and (parsed.nodes, parsed.gpus_per_node, parsed.cpu_workers, parsed.address) != (1, 1, 0, None):
-        raise ConfigError(
-            "--nodes, --gpus-per-node, --cpu-workers and --address go with --ray; else start processes by torchrun"
-        )
     if parsed.ray:
         from training.on_ray import train_on_ray
 
@@ -104,7 +104,7 @@ def _parser(prog: str) -> "ArgumentParser":
         "--calibrate", choices=["auto", "always", "never"], default="auto", help="time 20 steps in a dry run"
     )
     parser.add_argument("--ray", action="store_true", help="train on the Ray cluster; --out is a folder all nodes see")
-    parser.add_argument("--address", help="with --ray: of the cluster; the environment's RAY_ADDRESS if not given")
+    parser.add_argument("--address", help="with --ray: its HOST:PORT, or auto; without, RAY_ADDRESS or this machine")
     parser.add_argument("--nodes", type=int, default=1, help="with --ray: machines")
     parser.add_argument("--gpus-per-node", type=int, default=1, help="with --ray: GPUs, each with a process of its own")
     parser.add_argument("--cpu-workers", type=int, default=0, help="with --ray: so many processes without GPUs instead")
@@ -115,5 +115,7 @@ def _parser(prog: str) -> "ArgumentParser":
 
 def _processes(parsed: "Namespace") -> int:
     if parsed.ray:
-        return int(parsed.cpu_workers or parsed.nodes * parsed.gpus_per_node)
+        from training.on_ray import process_count
+
+        return process_count(parsed.nodes, parsed.gpus_per_node, parsed.cpu_workers)
     return int(os.environ.get("WORLD_SIZE", "1"))

@@ -20,15 +20,20 @@ SAMPLING = SamplingConfig(steps=25)
 def samples(
     network: Network,
     examples: dict[str, Examples],
-    codec: Codec,
+    codec: Codec | None,
     objective: Objective,
     mean: torch.Tensor,
     std: torch.Tensor,
 ) -> list[tuple[str, torch.Tensor, int]]:
-    """Name, wave ``[T]`` and sample rate: for each task what is given, and each track that the task keeps."""
+    """Name, wave ``[T]`` and sample rate: for each task what is given, and each track that the task keeps.
+
+    Nothing without a codec, for processes whose share of the network is wanted and whose words are not.
+    """
     waves = []
 
     def add(name: str, latents: torch.Tensor) -> None:
+        if codec is None:
+            return
         wave = decode_long(codec, latents * std + mean).float().mean(dim=0).clamp(-1, 1)
         waves.append((name, wave.cpu(), codec.spec.sample_rate))
 

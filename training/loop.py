@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -84,7 +85,8 @@ def train(
     the state from which the same call goes on, to the bit; without ``resume`` that is dropped. Latents are normalised
     by the first data set's card where the recipe says so. Processes that torchrun or Ray has started find each other
     and train together; the first of them writes. SIGTERM, and the file ``stop`` once it is there, end training after
-    the step under way, with all saved. ``after_step`` is called in each process after every step.
+    the step under way or the one after it, with all saved; a validation that is due then is left to the run that goes
+    on. ``after_step`` is called in each process after every step.
 
     Raises:
         ShardError: a data set cannot be used.
@@ -102,11 +104,22 @@ def train(
         losses: list[float] = []
         validated: dict[str, float] = {}
         waited = Clock()
+
+        def validate() -> None:
+            assert validation
+            with run.averaged() as network:
+                validated.update(validation(network))
+            told.write(run.step, validated)
+            check_validation(run.step, validated["val_loss"])
+            run.keep_best(validated["val_loss"])
+
         with ExitStack() as stack:
             bar = stack.enter_context(progress(config.steps, "train", "steps", initial=run.step, quiet=not group.first))
             told = stack.enter_context(reports(run))
             batches = stack.enter_context(closing(prepared(stream, position, config, group)))
-            while run.step < config.steps and not run.stopping:
+            if run.unvalidated:
+                validate()
+            while run.step < config.steps:
                 with waited.apart():
                     batch = next(batches)
                 figures = run.train_step(batch.examples, stop=preemption.asked)
@@ -119,16 +132,16 @@ def train(
                 if run.step % config.log_every == 0 or last or "skipped" in figures:
                     told.write(run.step, figures)
                 run.guard.check()
-                if validation and (run.step % config.validate_every == 0 or last):
-                    with run.averaged() as network:
-                        validated = validation(network)
-                    told.write(run.step, validated)
-                    check_validation(run.step, validated["val_loss"])
-                    run.keep_best(validated["val_loss"])
+                due = validation is not None and (run.step % config.validate_every == 0 or last)
+                if run.stopping and not last:  # there may be seconds left
+                    run.save(batch.state, unvalidated=due)
+                    break
+                if due:
+                    validate()
                 if validation and config.listen_every and run.step % config.listen_every == 0:
                     told.listen(run, validation)
                 # A stretch of steps that do not pass may be the end: what was saved before it stays until one passes.
-                if (run.step % config.save_every == 0 and not run.guard.in_a_row) or last or run.stopping:
+                if (run.step % config.save_every == 0 and not run.guard.in_a_row) or last:
                     run.save(batch.state)
         if not validated and validation and not run.stopping:
             with run.averaged() as network:
@@ -171,7 +184,11 @@ def prepared(
         examples = noising.examples(batch.latents, batch.embeddings, batch.present, batch.elements)
         return Prepared(examples.pinned() if group.device.type == "cuda" else examples, batch.state)
 
-    with closing(stream.batches(position)) as batches, closing(load_ahead(prepare, batches, 2)) as ready:
+    # The thread itself takes the next one, so that its delays and errors come at its own turn.
+    with (
+        closing(stream.batches(position)) as batches,
+        closing(load_ahead(lambda _: prepare(next(batches)), count(), 2)) as ready,
+    ):
         for batch in ready:
             yield Prepared(batch.examples.to(group.device), batch.state)
 
@@ -191,16 +208,17 @@ class Reports:
             self._trackers.write(step, figures)
 
     def listen(self, run: Run, validation: Validation) -> None:
-        """Sample each task and make it sound; the other processes go on and wait at their next step."""
-        if self._trackers and self._codec:
+        """Sample each task and make it sound; other processes with all weights go on and wait at their next step."""
+        if self._codec or run.config.parallel == "fsdp":
             with run.averaged() as network, torch.no_grad():
                 waves = samples(network, validation.tasks, self._codec, run.config.objective, run.mean, run.std)
-            self._trackers.audio(run.step, waves)
+            if self._trackers:
+                self._trackers.audio(run.step, waves)
 
 
 @contextmanager
 def reports(run: Run) -> Iterator[Reports]:
-    """The reports of a run that is at its beginning, or goes on.
+    """The reports of a run that is at its beginning, or goes on. Once nothing can be refused it takes the folder over.
 
     Raises:
         ConfigError: a tracker is not installed.
@@ -215,8 +233,10 @@ def reports(run: Run) -> Iterator[Reports]:
         codec = load_codec(config.codec).to(run.device)
         check_identity(run.checkpoint, "codec", codec, config.codec)
     trackers = Trackers(out, tensorboard=config.tensorboard, wandb=config.wandb, step=step, recipe=asdict(config))
-    with trackers, Metrics(out / METRICS_FILE, step) as metrics:
-        yield Reports(metrics, trackers, codec)
+    with trackers:
+        run.take_over()
+        with Metrics(out / METRICS_FILE, step, validated=not run.unvalidated) as metrics:
+            yield Reports(metrics, trackers, codec)
 
 
 class Clock:

@@ -14,6 +14,7 @@ from typing import Any
 
 from manifests.atomic import check_writable, write_json
 from manifests.errors import ConfigError, MGELDMError, StoreError
+from manifests.ray_address import ALONE, ray_address
 from training.config import TrainConfig
 from training.loop import TrainSummary, open_data, train
 from training.run import Run
@@ -39,7 +40,7 @@ def train_on_ray(
     failures: int = FAILURES,
     after_step: Callable[[Run], None] | None = None,
 ) -> TrainSummary:
-    """`train` by one process for each GPU of the cluster at ``address`` (None: a cluster of this machine alone).
+    """`train` by one process for each GPU of the cluster at ``address`` (None: see `ray_address`).
 
     Every node must see ``out`` and local data sets under the same path. ``cpu_workers`` above 0 trains on so many
     processes without GPUs. SIGTERM to this process ends all of them, with all saved: Ray sends no signals on, so they
@@ -55,26 +56,28 @@ def train_on_ray(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
-    workers = cpu_workers or nodes * gpus_per_node
-    if workers < 1:
-        raise ConfigError(f"{nodes} nodes of {gpus_per_node} GPUs are no process; give at least one of each")
+    workers = process_count(nodes, gpus_per_node, cpu_workers)
     config.share(workers)
     check_writable(out)
     out, config = out.absolute(), _absolute(config)
     data = [(path.absolute() if isinstance(path, Path) else path, weight) for path, weight in data]
     open_data(config, data)  # what is wrong with them is said before anything is started, or given up
     result, stop, running = (out / name for name in (_RESULT, _STOP, _RUNNING))
+    started = not ray.is_initialized()
+    if started:
+        address = ray_address(address)
     result.unlink(missing_ok=True)
     if not resume:
         (out / STATE_FILE).unlink(missing_ok=True)
     job = {"config": config, "data": data, "out": out, "after_step": after_step}
-    started = not ray.is_initialized()
     if started:
-        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=True)
+        try:
+            ray.init(address=address, logging_level=logging.WARNING, log_to_driver=True)
+        except OSError as error:
+            raise ConfigError(f"{address}: no Ray cluster answers ({' '.join(str(error).split())[:300]})") from None
     stop.unlink(missing_ok=True)
     try:
-        own = started and not (address or os.environ.get("RAY_ADDRESS"))
-        _check_resources(workers, "CPU" if cpu_workers else "GPU", growing=not own)
+        _check_resources(workers, "CPU" if cpu_workers else "GPU", growing=not started or address != ALONE)
         for left in reversed(range(failures + 1)):
             running.unlink(missing_ok=True)
             # Ray itself would start anew what fails the same way each time, too.
@@ -107,6 +110,15 @@ def train_on_ray(
     summary = TrainSummary(**json.loads(result.read_text(encoding="utf-8")))
     result.unlink()
     return summary
+
+
+def process_count(nodes: int, gpus_per_node: int, cpu_workers: int) -> int:
+    """Processes of a job. Raises ConfigError where there would be none."""
+    if min(nodes, gpus_per_node) < 1 and not cpu_workers:
+        raise ConfigError(f"{nodes} nodes of {gpus_per_node} GPUs are no process; give at least one of each")
+    if cpu_workers < 0:
+        raise ConfigError(f"{cpu_workers} processes without GPUs are none; give at least one, or 0 to train on GPUs")
+    return cpu_workers or nodes * gpus_per_node
 
 
 def _absolute(config: TrainConfig) -> TrainConfig:

@@ -43,6 +43,14 @@ class Workers:
             dist.all_reduce(values)
         return values
 
+    def range(self, value: int) -> tuple[int, int]:
+        """The least and the largest ``value`` of all processes."""
+        if self.world == 1:
+            return value, value
+        extremes = torch.tensor([-value, value], device=self.device)
+        dist.all_reduce(extremes, dist.ReduceOp.MAX)
+        return -int(extremes[0]), int(extremes[1])
+
     def wait(self) -> None:
         """Wait until all processes are here."""
         if self.world > 1:

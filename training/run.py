@@ -15,11 +15,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from manifests.atomic import check_writable, content_hash, write_json
-from manifests.errors import CheckpointError, ConfigError
+from manifests.errors import CheckpointError, ConfigError, ShardError
+from manifests.shards import CARD_FILE, DatasetCard
 from mgeldm.checkpoint import CheckpointConfig
 from mgeldm.devices import check_compiler
 from mgeldm.diffusion.schedule import PROCESSES
 from mgeldm.model import JointTransformer
+from mgeldm.model_folder import one_line
 from training.checkpoints import BEST, LAST, Checkpoints
 from training.config import TrainConfig, flat
 from training.ema import WeightAverage
@@ -60,6 +62,8 @@ class Run:
             channels = len(card.latent_mean)
             card = replace(card, latent_mean=(0.0,) * channels, latent_std=(1.0,) * channels)
         self.config, self.out, self.group, self.step = config, out, group, 0
+        self.unvalidated = False
+        """Whether the step that the run goes on from waits for its validation."""
         self.device, self.stopping = group.device, False
         model = config.network(card.codec["spec"]["latent_channels"], card.embedder["spec"]["dim"])
         self.network = JointTransformer(model, seed=config.seed).to(self.device)
@@ -81,6 +85,7 @@ class Run:
         )
         self.guard = Guard(config.spike, config.patience)
         self._best = float("inf")
+        _check_statistics(sets[0].data, card)
         self.mean = torch.tensor(card.latent_mean, device=self.device)[:, None]
         self.std = torch.tensor(card.latent_std, device=self.device)[:, None]
         used = [
@@ -158,8 +163,11 @@ class Run:
             if self.group.first:
                 self._checkpoints.save_best(self._described(), weights)
 
-    def save(self, position: StreamState) -> None:
-        """Write the checkpoint, then the state to resume from: a run that is killed between them makes both again."""
+    def save(self, position: StreamState, *, unvalidated: bool = False) -> None:
+        """Write the checkpoint, then the state to resume from: a run that is killed between them makes both again.
+
+        ``unvalidated`` where the step's validation is left to the run that goes on.
+        """
         weights = self._averaged_state()
         state = {
             "recipe": _fixed(self.config),
@@ -171,6 +179,7 @@ class Run:
             "optimizer": whole(self.optimizer.state_dict()),
             "guard": self.guard.state_dict(),
             "best": self._best,
+            "unvalidated": unvalidated,
         }
         if self.group.first:
             self._checkpoints.save(self.step, self._described(), weights)
@@ -180,26 +189,43 @@ class Run:
     def begin(self, resume: bool) -> StreamState | None:
         """Take up the state in the run's folder, and the stream's position; None at the beginning.
 
-        Raises CheckpointError when the state cannot be used, and ConfigError when the folder cannot be written;
-        nothing in it has been changed then.
+        Nothing in the folder is changed: see `take_over`. Raises CheckpointError when the state cannot be used, and
+        ConfigError when the folder cannot be written.
         """
         check_writable(self.out)
         path = self.out / STATE_FILE
         state = load_state(path) if resume else None
         if state:
             self._check(path, state)
-        self.group.wait()  # until all have read what the first is about to remove
-        if self.group.first:
-            for folder in (self.out, self.out / LAST, self.out / BEST):
-                remove_leftovers(folder)
-            self._checkpoints.clear(after=state["step"] if state else 0)
-            write_json(self.out / RECIPE_FILE, asdict(self.config))
-            if state is None:
-                # What is here is another run's: after a kill before the first save, this one must not go on from it.
-                path.unlink(missing_ok=True)
+        least, most = self.group.range(state["step"] if state else 0)  # none goes on before all have read
+        if least < most:
+            raise CheckpointError(
+                f"{path}: processes find states of different steps, {least} to {most}; --out must be one folder that "
+                "all of them see"
+            )
         if state is None:
             return None
-        self.step, self._best = state["step"], state["best"]
+        try:
+            return self._take_up(path, state)
+        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{path}: not the whole state of a run ({one_line(error)}); use a new --out, or --no-resume"
+            ) from None
+
+    def take_over(self) -> None:
+        """Remove what is in the folder of later steps, or of another run where this one is at its beginning."""
+        if not self.group.first:
+            return
+        for folder in (self.out, self.out / LAST, self.out / BEST):
+            remove_leftovers(folder)
+        self._checkpoints.clear(after=self.step)
+        write_json(self.out / RECIPE_FILE, asdict(self.config))
+        if not self.step:
+            # After a kill before the first save, this run must not go on from what was another's.
+            (self.out / STATE_FILE).unlink(missing_ok=True)
+
+    def _take_up(self, path: Path, state: dict[str, Any]) -> StreamState:
+        self.step, self._best, self.unvalidated = state["step"], state["best"], state.get("unvalidated", False)
         own = self.network.state_dict()
         self.network.load_state_dict({key: like(value, own[key]) for key, value in state["network"].items()})
         self.average.load_state_dict(state["average"])
@@ -242,6 +268,17 @@ class Run:
             raise CheckpointError(f"{path}: made with another recipe ({told}); {anew}")
         if state.get("data") != self._data:
             raise CheckpointError(f"{path}: made with other data, or other weights of it; {anew}")
+
+
+def _check_statistics(data: str, card: DatasetCard) -> None:
+    """Raises ShardError when latents cannot be normalised by a card."""
+    channels = card.codec["spec"]["latent_channels"]
+    mean, std = np.array(card.latent_mean, np.float64), np.array(card.latent_std, np.float64)
+    if {mean.shape, std.shape} != {(channels,)} or not np.isfinite([mean, std]).all() or std.min() <= 0:
+        raise ShardError(
+            f"{data}/{CARD_FILE}: latent_mean and latent_std must be {channels} numbers each, and no deviation 0 "
+            "(a channel that never changes); `mgeldm encode` writes them anew"
+        )
 
 
 def _compile(network: JointTransformer, by_block: bool) -> None:

@@ -61,9 +61,16 @@ def remove_leftovers(folder: Path) -> None:
 class Metrics:
     """``metrics.jsonl``: one JSON object a line, each with its ``step``. A context manager."""
 
-    def __init__(self, path: Path, step: int) -> None:
-        """Keep the lines of an earlier run up to ``step``, where the present one goes on; drop those after it."""
-        kept = [line for line in _lines(path) if _step(line) <= step]
+    def __init__(self, path: Path, step: int, *, validated: bool = True) -> None:
+        """Keep the lines of an earlier run up to ``step``, where the present one goes on; drop those after it.
+
+        Where that step is not ``validated``, its validation, which a run that was killed may have written, is dropped.
+        """
+        kept = [
+            line
+            for line in _lines(path)
+            if _step(line) <= step and (validated or _step(line) < step or "val_loss" not in json.loads(line))
+        ]
         write_bytes(path, "".join(kept).encode())
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115
 

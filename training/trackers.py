@@ -8,11 +8,13 @@ from typing import Any, Self
 
 import torch
 
-from manifests.atomic import content_hash
+from manifests.atomic import write_bytes
 from manifests.errors import ConfigError
 from mgeldm.model_folder import one_line
 
 FOLDER = "tensorboard"
+RUN_FILE = "wandb-run"
+"""The run's name at Weights & Biases."""
 
 
 class Trackers(AbstractContextManager["Trackers"]):
@@ -27,17 +29,19 @@ class Trackers(AbstractContextManager["Trackers"]):
                 import wandb as package
             except ImportError:
                 raise ConfigError(f"wandb {wandb!r}: the package is not installed; `pip install wandb`") from None
-            # One run a folder, so that a resumed run goes on in its own curve.
-            name = f"{out.name}-{content_hash([str(out.absolute()), recipe['seed']], 8)}"
+            # A run that goes on does so in its own curve; one that begins has a new one.
+            known = out / RUN_FILE
+            own = known.read_text(encoding="utf-8") if step and known.exists() else None
             try:
                 self._wandb = package.init(
-                    project=wandb, dir=str(out), id=name, name=name, resume="allow", config=recipe
+                    project=wandb, dir=str(out), id=own, name=out.name, resume="allow", config=recipe
                 )
             except package.Error as error:
                 raise ConfigError(
                     f"wandb {wandb!r}: {one_line(error)}; `wandb login` first, or keep the figures for `wandb "
                     "sync` with WANDB_MODE=offline"
                 ) from None
+            write_bytes(known, self._wandb.id.encode())
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 

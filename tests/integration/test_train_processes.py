@@ -3,7 +3,9 @@
 import json
 import os
 import random
+import shlex
 import signal
+import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -14,6 +16,7 @@ import torch
 
 from manifests.shards import SHARDS_FOLDER, read_index
 from tests.support.shards import write_dataset
+from tests.support.training import audible
 from tests.support.training_processes import SAME, STRIKES, command, losses, rows, run, start, strike, write_recipe
 from training.stream import Stream, StreamConfig
 
@@ -57,6 +60,36 @@ def test_the_number_of_processes_may_change_on_the_way(recipe: Path, data: Path,
     ):
         run(command(recipe, data, tmp_path, "--steps", str(steps), *options, processes=processes))
     np.testing.assert_allclose(losses(tmp_path), losses(alone), rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_samples_of_a_sharded_network_are_to_be_heard(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    data, codec = audible(tmp_path)
+    recipe = write_recipe(tmp_path / "toy.yaml", steps=4, tensorboard=True, listen_every=2, codec=str(codec))
+    heard = {}
+    for processes, options in ((1, []), (2, ["--parallel", "fsdp"])):
+        run(command(recipe, data, tmp_path / str(processes), *options, processes=processes))
+        events = EventAccumulator(str(tmp_path / str(processes) / "tensorboard"), size_guidance={"audio": 0})
+        events.Reload()
+        heard[processes] = {tag: [event.step for event in events.Audio(tag)] for tag in events.Tags()["audio"]}
+    assert heard[2] == heard[1]
+    assert heard[1]["extract/source"] == [2, 4]
+
+
+@pytest.mark.slow
+def test_processes_that_see_different_folders_do_not_train(recipe: Path, data: Path, tmp_path: Path) -> None:
+    run(command(recipe, data, tmp_path / "0", "--steps", "7"))
+    words = command(recipe, data, tmp_path / "RANK", processes=2)
+    begin = words.index("-m", 2)
+    inner = shlex.join([sys.executable, *words[begin:]]).replace("/RANK", '/"$RANK"')
+    process = start([*words[:begin], "--no-python", "bash", "-c", f"exec {inner}"])
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert "processes find states of different steps, 0 to 7; --out must be one folder that all of them see" in err
+    assert [row["step"] for row in rows(tmp_path / "0")][-1] == 7
+    assert not rows(tmp_path / "1")
 
 
 @pytest.mark.slow

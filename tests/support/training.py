@@ -1,10 +1,14 @@
 """A training that takes a second, and what a run in this process consists of."""
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
+from mgeldm.codec import load_codec
+from tests.support.models import write_codec
+from tests.support.shards import CHANNELS, write_dataset
 from training.config import ModelSize, TrainConfig
 from training.loop import Prepared, open_data, prepared
 from training.parallel import Workers
@@ -32,6 +36,15 @@ def made(config: TrainConfig, data: Path, out: Path) -> tuple[Run, Prepared]:
     batch = next(batches)
     batches.close()
     return Run(config, sets, stream.shares, out, ALONE), batch
+
+
+def audible(folder: Path) -> tuple[Path, Path]:
+    """A data set with validation windows, and the folder of the codec that its latents are of."""
+    made = write_codec(folder / "codec", latent_channels=CHANNELS)
+    codec = load_codec(str(made))
+    known = {"identity": codec.identity, "spec": asdict(codec.spec)}
+    subsets = {"train": 4, "validation": 2}
+    return write_dataset(folder / "data", subsets, codec=known, latent_mean=(0.0,) * CHANNELS), made
 
 
 def metrics(out: Path) -> list[dict[str, float]]:

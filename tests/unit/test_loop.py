@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from manifests.atomic import TEMPORARY_PREFIX
-from manifests.errors import CheckpointError, ConfigError, ShardError
+from manifests.errors import CheckpointError, ConfigError, MGELDMError, ShardError
 from mgeldm.checkpoint import load_checkpoint
 from mgeldm.diffusion.timesteps import TimestepPatterns
 from tests.support.shards import CHANNELS, DIM, write_dataset
@@ -25,7 +26,7 @@ from training.parallel import Workers
 from training.randomness import Purpose, generator
 from training.run import Run
 from training.run_files import Metrics, read_metrics
-from training.stream import StreamConfig
+from training.stream import Batch, StreamConfig
 from training.validation import GIVEN, Validation
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -147,6 +148,29 @@ class TestStep:
         batches.close()
         assert len({x.numpy().tobytes() for x in noise}) == len({x.numpy().max() for x in tau}) == 4
 
+    def test_what_fails_ahead_fails_at_its_turn(self, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        _, stream = open_data(SIX_STEPS, [(data, None)])
+        batches = stream.batches(stream.start())
+        made = [next(batches) for _ in range(3)]
+        batches.close()
+
+        def three(*_: object) -> Iterator[Batch]:
+            yield from made
+            raise ShardError("the fourth is damaged")
+
+        monkeypatch.setattr(stream, "batches", three)
+        ready = prepared(stream, stream.start(), SIX_STEPS, ALONE)
+        assert [next(ready).state.drawn for _ in range(3)] == [4, 8, 12]
+        with pytest.raises(ShardError, match="the fourth"):
+            next(ready)
+
+    @pytest.mark.parametrize("std", [(0.0, 1.0, 1.0, 1.0), (1.0, 1.0), (math.nan, 1.0, 1.0, 1.0)])
+    def test_a_card_by_which_nothing_can_be_normalised(self, tmp_path: Path, std: tuple[float, ...]) -> None:
+        odd = write_dataset(tmp_path / "data", {"train": 4}, frames=8, latent_std=std)
+        with pytest.raises(ShardError, match=r"data/dataset.json: latent_mean and latent_std must be 4 numbers each"):
+            train(SIX_STEPS, [(odd, None)], tmp_path / "out")
+        assert train(replace(SIX_STEPS, steps=1, normalise=False), [(odd, None)], tmp_path / "out").steps == 1
+
     def test_gradients_are_clipped(self, data: Path, tmp_path: Path) -> None:
         run, batch = made(replace(SIX_STEPS, clip=1e-3), data, tmp_path)
         assert step(run, batch)["norm"] > 1e-2
@@ -159,7 +183,7 @@ class TestStep:
         np.testing.assert_allclose(rates, expected, rtol=1e-12)
 
     def test_steps_that_are_not_finite_are_skipped_and_end_the_run(self, tmp_path: Path) -> None:
-        broken = write_dataset(tmp_path / "data", {"train": 4}, frames=8, latent_std=(0.0, 1.0, 1.0, 1.0))
+        broken = write_dataset(tmp_path / "data", {"train": 4}, frames=8, latent_std=(1e-30, 1.0, 1.0, 1.0))
         config = replace(SIX_STEPS, patience=2)
         run, batch = made(config, broken, tmp_path / "out")
         before = flat([run.network.state_dict(), run.average.state_dict(), run.optimizer.state_dict()["state"]])
@@ -299,6 +323,51 @@ class TestResume:
                 train(SIX_STEPS, [(data, None)], tmp_path)
         train(SIX_STEPS, [(data, None)], tmp_path)
         assert_same_run(tmp_path, straight)
+
+    @pytest.mark.parametrize("asked", [2, 3, 6])
+    def test_who_is_asked_to_end_saves_first_and_leaves_a_validation_to_the_next(
+        self, data: Path, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: int
+    ) -> None:
+        def ask(run: Run) -> None:
+            if run.step == asked - 1:
+                (tmp_path / "stop").touch()
+
+        out = tmp_path / "run"
+        summary = train(SIX_STEPS, [(data, None)], out, stop=tmp_path / "stop", after_step=ask)
+        assert (summary.steps, summary.stopped) == (asked, asked < 6)
+        assert ["val_loss" in row for row in metrics(out)[-2:]] == [False, asked == 6]
+        (tmp_path / "stop").unlink()
+        if asked == 3:  # it is killed after the validation that was left to it
+            with monkeypatch.context() as patch:
+                kill(patch, Run, "train_step", call=1)
+                with pytest.raises(Killed):
+                    train(SIX_STEPS, [(data, None)], out)
+            assert "val_loss" in metrics(out)[-1]
+        train(SIX_STEPS, [(data, None)], out)
+        assert_same_run(out, straight)
+
+    def test_a_state_that_lacks_something(self, data: Path, tmp_path: Path) -> None:
+        train(replace(SIX_STEPS, steps=2), [(data, None)], tmp_path)
+        state = torch.load(tmp_path / "state.pt", weights_only=True)
+        del state["average"]
+        torch.save(state, tmp_path / "state.pt")
+        with pytest.raises(CheckpointError, match=r"state.pt: not the whole state of a run \('average'\); use a new"):
+            train(SIX_STEPS, [(data, None)], tmp_path)
+
+    @pytest.mark.parametrize(
+        "change",
+        [{"wandb": "mine"}, {"tensorboard": True, "listen_every": 1}, {"device": "cuda:99"}],
+        ids=lambda change: next(iter(change)),
+    )
+    def test_what_is_refused_gives_up_no_earlier_run(
+        self, data: Path, straight: Path, tmp_path: Path, change: dict[str, Any]
+    ) -> None:
+        out = tmp_path / "run"
+        shutil.copytree(straight, out)
+        before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+        with pytest.raises(MGELDMError):
+            train(replace(SIX_STEPS, seed=1, **change), [(data, None)], out, resume=False)
+        assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
     def test_what_was_no_option_when_a_run_began_is_as_it_is_by_default(
         self, data: Path, straight: Path, tmp_path: Path

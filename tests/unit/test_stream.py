@@ -165,11 +165,14 @@ class TestResume:
         workers=st.integers(1, 3),
         done=st.integers(0, 5),
         order=st.sampled_from(["shuffled", "shards"]),
+        samples=st.integers(1, SAMPLES),
+        per_shard=st.sampled_from([1, 4, 9, 30]),
+        seed=st.integers(0, 2**40),
     )
-    @settings(max_examples=25)
+    @settings(max_examples=40)
     def test_another_number_of_processes_or_another_batch_loses_and_repeats_nothing(
         self,
-        data: Path,
+        sized: Callable[[int, int], ShardSet],
         other: Path,
         world: int,
         other_world: int,
@@ -178,11 +181,14 @@ class TestResume:
         workers: int,
         done: int,
         order: Order,
+        samples: int,
+        per_shard: int,
+        seed: int,
     ) -> None:
-        sets = [shard_set(data), shard_set(other)]
+        sets = [sized(samples, per_shard), shard_set(other)]
 
         def drawn(batch: int, world: int, workers: int, count: int, state: StreamState | None) -> list[Batch]:
-            config = StreamConfig(batch=batch, workers=workers, order=order, buffer_shards=2)
+            config = StreamConfig(batch=batch, workers=workers, order=order, buffer_shards=2, seed=seed)
             ranks = [take(Stream(sets, [1.0, 2.0], config, rank, world), count, state) for rank in range(world)]
             assert all(len({b.state for b in batches}) == 1 for batches in zip(*ranks, strict=True))
             return [batch for batches in zip(*ranks, strict=True) for batch in batches]

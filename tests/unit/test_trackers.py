@@ -19,37 +19,43 @@ class Board(ModuleType):
         super().__init__("wandb")
         self.refusal = refusal
         self.begun: list[dict[str, Any]] = []
-        self.told: list[tuple[int, dict[str, float]]] = []
-        self.finished = 0
+        self.told: list[tuple[str, int, dict[str, float]]] = []
+        self.finished: list[str] = []
 
-    def init(self, **options: Any) -> "Board":
+    def init(self, **options: Any) -> "BoardRun":
         if self.refusal:
             raise self.refusal
         self.begun.append(options)
-        return self
+        return BoardRun(self, options["id"] or f"new-{len(self.begun)}")
+
+
+class BoardRun:
+    def __init__(self, board: Board, name: str) -> None:
+        self.board, self.id = board, name
 
     def log(self, figures: dict[str, float], *, step: int) -> None:
-        self.told.append((step, figures))
+        self.board.told.append((self.id, step, figures))
 
     def finish(self) -> None:
-        self.finished += 1
+        self.board.finished.append(self.id)
 
 
-def opened(out: Path, seed: int = 0) -> Trackers:
-    return Trackers(out, tensorboard=False, wandb="mine", step=0, recipe={"seed": seed})
+def opened(out: Path, step: int = 0) -> Trackers:
+    return Trackers(out, tensorboard=False, wandb="mine", step=step, recipe={"seed": 0})
 
 
-def test_a_folder_is_one_run_however_often_it_goes_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_run_that_goes_on_has_its_own_curve_and_one_that_begins_a_new_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     board = Board(None)
     monkeypatch.setitem(sys.modules, "wandb", board)
-    for out, seed in ((tmp_path / "a", 0), (tmp_path / "a", 0), (tmp_path / "a", 1), (tmp_path / "b" / "a", 0)):
-        with opened(out, seed) as trackers:
-            trackers.write(3, {"loss": 0.5})
-    names = [options["id"] for options in board.begun]
-    assert names[0] == names[1]
-    assert len(set(names)) == 3
+    for step in (0, 3, 5, 0, 2):
+        with opened(tmp_path, step) as trackers:
+            trackers.write(step + 1, {"loss": 0.5})
+    names = ["new-1", "new-1", "new-1", "new-4", "new-4"]
+    assert board.told == [(name, step + 1, {"loss": 0.5}) for name, step in zip(names, (0, 3, 5, 0, 2), strict=True)]
+    assert board.finished == names
     assert {(options["project"], options["resume"]) for options in board.begun} == {("mine", "allow")}
-    assert (board.told, board.finished) == ([(3, {"loss": 0.5})] * 4, 4)
 
 
 def test_what_the_service_refuses_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 """`mgeldm train`: every shipped recipe takes a step, what a dry run tells, errors in one line, samples to listen to."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +8,9 @@ import pytest
 import torch
 
 from mgeldm.cli import main
-from mgeldm.codec import load_codec
 from mgeldm.model import JointTransformer
-from tests.support.models import write_codec
 from tests.support.shards import CHANNELS, DIM, SOURCES, write_dataset
+from tests.support.training import audible
 from training.config import RECIPES, TrainConfig, load_recipe
 from training.dry_run import count_parameters, forward_cost
 
@@ -71,6 +69,7 @@ def test_the_papers_trainings() -> None:
             80,
             0.1,
         )
+        assert not config.normalise
 
 
 class TestDryRun:
@@ -86,7 +85,8 @@ class TestDryRun:
         }  # fmt: skip
         assert shown["memory_total"] == sum(shown["memory"].values())
         assert shown["samples"] == {str(data): 9}
-        assert shown["corpora"] == {"toy": 18}
+        assert shown["corpora"] == {"toy": 9}
+        assert shown["epochs"] == {str(data): 40.0}
         assert shown["tokens_a_step"] == 6 * 41
         assert shown["crop_seconds"] == pytest.approx(40 * 2048 / 16_000)
         assert shown["hours_seen"] == pytest.approx(360 * 40 * 2048 / 16_000 / 3600)
@@ -149,6 +149,14 @@ class TestRefused:
             (["--listen_every", "5"], "needs tensorboard"),
             (["--nodes", "4"], "--nodes, --gpus-per-node, --cpu-workers and --address go with --ray"),
             (["--address", "ray:1"], "--nodes, --gpus-per-node, --cpu-workers and --address go with --ray"),
+            (["--dry-run", "--nodes", "4"], "--nodes, --gpus-per-node, --cpu-workers and --address go with --ray"),
+            (["--dry-run", "--ray", "--gpus-per-node", "0"], "1 nodes of 0 GPUs are no process"),
+            (["--dry-run", "--ray", "--nodes", "-1", "--gpus-per-node", "-1"], "-1 nodes of -1 GPUs are no process"),
+            (["--dry-run", "--ray", "--cpu-workers", "-3"], "-3 processes without GPUs are none"),
+            (["--ray", "--cpu-workers", "-3"], "-3 processes without GPUs are none"),
+            (["--ray", "--cpu-workers", "2", "--address", "nonsense"], "nonsense: no address of a Ray cluster; give"),
+            (["--ray", "--cpu-workers", "2", "--address", "127.0.0.1:9"], "127.0.0.1:9: no Ray cluster answers ("),
+            (["--seed", "99999999999999999999999"], "seed 99999999999999999999999 must be at least 0 and below 2**63"),
             (["--learning_rate", ".inf"], "learning_rate inf must be a number above 0"),
             (["--calibrate", "always"], "--calibrate always goes with --dry-run"),
             (["--stems.instruments", "[bass, organ]"], "no window has 'organ' as a source; sources are bass, drums"),
@@ -223,10 +231,7 @@ def test_nothing_to_listen_to(capsys: pytest.CaptureFixture[str], tmp_path: Path
 def test_samples_to_listen_to(capsys: pytest.CaptureFixture[str], data: Path, tmp_path: Path) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    folder = write_codec(tmp_path / "codec", latent_channels=CHANNELS)
-    codec = load_codec(str(folder))
-    known = {"identity": codec.identity, "spec": asdict(codec.spec)}
-    heard = write_dataset(tmp_path / "data", {"train": 3, "validation": 2}, codec=known, latent_mean=(0.0,) * CHANNELS)
+    heard, folder = audible(tmp_path)
     words = ["tiny", "--out", str(tmp_path / "run"), "--steps", "2", "--device", "cpu", "--log_every", "1", *SHRUNKEN]
     words += ["--tensorboard", "true", "--listen_every", "2", "--codec", str(folder)]
     assert f"codec {str(folder)!r} is" in refused(capsys, *words, "--data", str(data))
