@@ -39,7 +39,7 @@ def run() -> Iterator[Result]:
             goal=1.0,
             better="higher",
             detail={way: " ".join(f"{loss:.4f}" for loss in found) for way, found in by_way.items()}
-            | {"steps": STEPS, "seeds": len(SEEDS)},
+            | {"steps": STEPS, "seeds": len(SEEDS), "data": Path(DATA).name or "example corpora"},
         )
 
 
