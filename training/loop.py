@@ -117,7 +117,7 @@ def train(
             bar = stack.enter_context(progress(config.steps, "train", "steps", initial=run.step, quiet=not group.first))
             told = stack.enter_context(reports(run))
             batches = stack.enter_context(closing(prepared(stream, position, config, group)))
-            if run.unvalidated:
+            if run.unvalidated and validation:
                 validate()
             while run.step < config.steps:
                 with waited.apart():
