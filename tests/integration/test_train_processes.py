@@ -98,7 +98,7 @@ def test_struck_at_random_steps_and_resumed_the_run_is_bitwise_the_same(
 ) -> None:
     draws = random.Random(0)
     for number, kind in enumerate(STRIKES):
-        status, printed = strike(command(recipe, data, tmp_path), tmp_path, number, draws, 9)
+        status, printed = strike(command(recipe, data, tmp_path), tmp_path, number, draws, 5)
         if kind is signal.SIGINT:
             assert status == 130
         if kind is signal.SIGTERM:
