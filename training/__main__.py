@@ -5,7 +5,7 @@ import logging
 import os
 import sys
 
-from manifests.errors import MGELDMError, ShardError, StoreError
+from manifests.errors import CheckpointError, MGELDMError, ShardError, StoreError
 from mgeldm.logs import log_to_stderr
 
 OK, USAGE, INTERRUPTED = 0, 2, 130
@@ -19,7 +19,7 @@ def main() -> int:
         from training.launch import launch  # slow to import: Ctrl-C may come then
 
         result = launch(sys.argv[1:], prog="python -m training")
-    except (ShardError, StoreError) as error:  # what one process alone may meet
+    except (CheckpointError, ShardError, StoreError) as error:  # what one process alone may meet
         print(f"training: {error}", file=sys.stderr)
         return USAGE
     except MGELDMError as error:

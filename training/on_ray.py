@@ -18,13 +18,12 @@ from manifests.ray_address import ALONE, ray_address
 from training.config import TrainConfig
 from training.loop import TrainSummary, open_data, train
 from training.run import Run
-from training.run_files import STATE_FILE
 
 logger = logging.getLogger(__name__)
 
 FAILURES = 10
 """So many times the processes are started anew after one of them has failed."""
-_RESULT, _STOP, _RUNNING = ".ray-summary.json", ".ray-stop", ".ray-running"
+_RESULT, _STOP, _RUNNING, _FRESH = ".ray-summary.json", ".ray-stop", ".ray-running", ".ray-fresh"
 
 
 def train_on_ray(
@@ -67,8 +66,6 @@ def train_on_ray(
     if started:
         address = ray_address(address)
     result.unlink(missing_ok=True)
-    if not resume:
-        (out / STATE_FILE).unlink(missing_ok=True)
     job = {"config": config, "data": data, "out": out, "after_step": after_step}
     if started:
         try:
@@ -76,6 +73,11 @@ def train_on_ray(
         except OSError as error:
             raise ConfigError(f"{address}: no Ray cluster answers ({' '.join(str(error).split())[:300]})") from None
     stop.unlink(missing_ok=True)
+    fresh = out / _FRESH
+    if resume:
+        fresh.unlink(missing_ok=True)
+    else:
+        fresh.touch()
     try:
         _check_resources(workers, "CPU" if cpu_workers else "GPU", growing=not started or address != ALONE)
         for left in reversed(range(failures + 1)):
@@ -103,7 +105,7 @@ def train_on_ray(
                     raise ConfigError(f"{out}: training on Ray failed ({reason})") from None
                 logger.warning("%s: %s; all start anew from the last save", out, reason)
     finally:
-        for mark in (stop, running):
+        for mark in (stop, running, fresh):
             mark.unlink(missing_ok=True)
         if started:
             ray.shutdown()
@@ -186,8 +188,16 @@ def _reason(failed: Exception) -> str:
 def _work(job: dict[str, Any]) -> None:
     """What each process does; one that is started anew goes on from the last save."""
     out, first = job["out"], os.environ.get("RANK", "0") == "0"
+    fresh = out / _FRESH
     if first:
         (out / _RUNNING).touch()
-    summary = train(job["config"], job["data"], out, stop=out / _STOP, after_step=job["after_step"])
+
+    def stepped(run: Run) -> None:
+        if first:  # an earlier run is given up by now, and who is started anew goes on from this one
+            fresh.unlink(missing_ok=True)
+        if job["after_step"]:
+            job["after_step"](run)
+
+    summary = train(job["config"], job["data"], out, resume=not fresh.exists(), stop=out / _STOP, after_step=stepped)
     if first:
         write_json(out / _RESULT, asdict(summary))

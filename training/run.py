@@ -1,6 +1,7 @@
 """One training run: network, optimiser, average, guard and position; a step, a save, a resume."""
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -195,9 +196,8 @@ class Run:
         check_writable(self.out)
         path = self.out / STATE_FILE
         state = load_state(path) if resume else None
-        if state:
-            self._check(path, state)
-        least, most = self.group.range(state["step"] if state else 0)  # none goes on before all have read
+        step = self._check(path, state) if state else 0
+        least, most = self.group.range(step)  # none goes on before all have read
         if least < most:
             raise CheckpointError(
                 f"{path}: processes find states of different steps, {least} to {most}; --out must be one folder that "
@@ -225,7 +225,8 @@ class Run:
             (self.out / STATE_FILE).unlink(missing_ok=True)
 
     def _take_up(self, path: Path, state: dict[str, Any]) -> StreamState:
-        self.step, self._best, self.unvalidated = state["step"], state["best"], state.get("unvalidated", False)
+        self.step, self._best = state["step"], float(state["best"])
+        self.unvalidated = bool(state.get("unvalidated", False))
         own = self.network.state_dict()
         self.network.load_state_dict({key: like(value, own[key]) for key, value in state["network"].items()})
         self.average.load_state_dict(state["average"])
@@ -235,6 +236,10 @@ class Run:
             number: {key: like(value, parameters[number]) for key, value in entry.items()}
             for number, entry in state["optimizer"]["state"].items()
         }
+        for number, parameter in enumerate(parameters):
+            found = {key: value.shape for key, value in moments.get(number, {}).items() if key != "step"}
+            if self.guard.passed and found != dict.fromkeys(("exp_avg", "exp_avg_sq"), parameter.shape):
+                raise ValueError(f"the optimizer's moments of parameter {number}")
         self.optimizer.load_state_dict({**state["optimizer"], "state": moments})
         if self.step < self.config.steps:
             logger.info("going on at step %d of %s", self.step, path)
@@ -257,24 +262,29 @@ class Run:
             raise ConfigError(f"step {self.step}: weights are no longer finite, and are not saved: {DIVERGED}")
         return weights
 
-    def _check(self, path: Path, state: dict[str, Any]) -> None:
-        """Refuse the state of another run. Raises CheckpointError."""
+    def _check(self, path: Path, state: dict[str, Any]) -> int:
+        """Refuse the state of another run; the step of this one's. Raises CheckpointError."""
         anew = "use a new --out, or --no-resume"
-        now, then = _fixed(self.config), state.get("recipe", {})
+        step = state.get("step")
+        if not isinstance(step, int) or step < 1 or not isinstance(state.get("recipe"), dict):
+            raise CheckpointError(f"{path}: not the state of a training run; {anew}")
         # What was no option yet when the state was saved was as it is by default.
-        then = then and _fixed(TrainConfig()) | then
+        now, then = _fixed(self.config), _fixed(TrainConfig()) | state["recipe"]
         if changed := [key for key in sorted({*now, *then}) if now.get(key) != then.get(key)]:
             told = ", ".join(f"{key} {then.get(key)}, now {now.get(key)}" for key in changed)
             raise CheckpointError(f"{path}: made with another recipe ({told}); {anew}")
         if state.get("data") != self._data:
             raise CheckpointError(f"{path}: made with other data, or other weights of it; {anew}")
+        return step
 
 
 def _check_statistics(data: str, card: DatasetCard) -> None:
     """Raises ShardError when latents cannot be normalised by a card."""
     channels = card.codec["spec"]["latent_channels"]
-    mean, std = np.array(card.latent_mean, np.float64), np.array(card.latent_std, np.float64)
-    if {mean.shape, std.shape} != {(channels,)} or not np.isfinite([mean, std]).all() or std.min() <= 0:
+    values = [*card.latent_mean, *card.latent_std]
+    whole = {len(card.latent_mean), len(card.latent_std)} == {channels}
+    numbers = all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+    if not whole or not numbers or min(np.float32(value) for value in card.latent_std) <= 0:
         raise ShardError(
             f"{data}/{CARD_FILE}: latent_mean and latent_std must be {channels} numbers each, and no deviation 0 "
             "(a channel that never changes); `mgeldm encode` writes them anew"

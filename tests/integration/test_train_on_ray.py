@@ -42,6 +42,7 @@ def test_two_workers_one_of_which_fails_give_the_curve_of_one_process(
     data = write_dataset(tmp_path / "data", {"train": 9, "validation": 3}, frames=12)
     train(CONFIG, [(data, None)], tmp_path / "alone")
     out = tmp_path / "ray"
+    train(replace(CONFIG, steps=2, seed=1), [(data, None)], out)  # another run, which is to be given up
     failed = tmp_path / "failed"
 
     def failing_step(run: object) -> None:
@@ -50,7 +51,7 @@ def test_two_workers_one_of_which_fails_give_the_curve_of_one_process(
             failed.touch()
             os._exit(1)
 
-    summary = train_on_ray(CONFIG, [(data, None)], out, cpu_workers=2, after_step=failing_step)
+    summary = train_on_ray(CONFIG, [(data, None)], out, cpu_workers=2, after_step=failing_step, resume=False)
     assert failed.exists()
     assert (summary.steps, summary.stopped) == (8, False)
     np.testing.assert_allclose(losses(out), losses(tmp_path / "alone"), atol=1e-5)
@@ -61,18 +62,18 @@ def test_two_workers_one_of_which_fails_give_the_curve_of_one_process(
 
 @pytest.mark.ray
 @pytest.mark.slow
-def test_what_a_process_refuses_is_not_tried_again(cluster: None, tmp_path: Path) -> None:
+def test_what_a_process_refuses_is_not_tried_again_and_gives_up_no_earlier_run(
+    cluster: None, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     data = write_dataset(tmp_path / "data", {"train": 9, "validation": 3}, frames=12)
-    out, starts = tmp_path / "ray", tmp_path / "starts"
-
-    def diverging_step(run: object) -> None:
-        with starts.open("a") as file:
-            file.write("started\n")
-        raise ConfigError("step 1: training has diverged")
-
-    with pytest.raises(ConfigError, match=r"^step 1: training has diverged$"):
-        train_on_ray(CONFIG, [(data, None)], out, cpu_workers=1, after_step=diverging_step)
-    assert starts.read_text().splitlines() == ["started"]
+    out = tmp_path / "ray"
+    train(replace(CONFIG, steps=2), [(data, None)], out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=r"^wandb 'mine': the package is not installed"):
+        train_on_ray(replace(CONFIG, wandb="mine"), [(data, None)], out, cpu_workers=1, resume=False)
+    assert "start anew" not in caplog.text
+    assert {path: path.read_bytes() for path in before} == before
+    assert {path.name for path in out.iterdir()} - {path.name for path in before} == {"best", "checkpoint", "ray"}
 
 
 @pytest.mark.ray

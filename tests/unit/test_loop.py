@@ -164,7 +164,7 @@ class TestStep:
         with pytest.raises(ShardError, match="the fourth"):
             next(ready)
 
-    @pytest.mark.parametrize("std", [(0.0, 1.0, 1.0, 1.0), (1.0, 1.0), (math.nan, 1.0, 1.0, 1.0)])
+    @pytest.mark.parametrize("std", [(0.0, 1, 1, 1), (1.0, 1.0), (math.nan, 1, 1, 1), (1e-60, 1, 1, 1), ("1", 1, 1, 1)])
     def test_a_card_by_which_nothing_can_be_normalised(self, tmp_path: Path, std: tuple[float, ...]) -> None:
         odd = write_dataset(tmp_path / "data", {"train": 4}, frames=8, latent_std=std)
         with pytest.raises(ShardError, match=r"data/dataset.json: latent_mean and latent_std must be 4 numbers each"):
@@ -346,12 +346,32 @@ class TestResume:
         train(SIX_STEPS, [(data, None)], out)
         assert_same_run(out, straight)
 
-    def test_a_state_that_lacks_something(self, data: Path, tmp_path: Path) -> None:
+    @pytest.mark.parametrize(
+        ("spoil", "message"),
+        [
+            (lambda state: state.pop("average"), r"not the whole state of a run \('average'\)"),
+            (
+                lambda state: state["optimizer"]["state"].pop(3),
+                r"not the whole .* \(the optimizer's moments of parameter 3\)",
+            ),
+            (
+                lambda state: state["optimizer"]["state"][3].update(exp_avg=torch.zeros(7)),
+                "not .* moments of parameter 3",
+            ),
+            (lambda state: state.update(best="low"), "not the whole state of a run .*'low'"),
+            (lambda state: state.pop("step"), "not the state of a training run"),
+            (lambda state: state.update(step=2.5), "not the state of a training run"),
+            (lambda state: state.update(recipe=[]), "not the state of a training run"),
+        ],
+    )
+    def test_a_state_that_lacks_something(
+        self, data: Path, tmp_path: Path, spoil: Callable[[dict[str, Any]], Any], message: str
+    ) -> None:
         train(replace(SIX_STEPS, steps=2), [(data, None)], tmp_path)
         state = torch.load(tmp_path / "state.pt", weights_only=True)
-        del state["average"]
+        spoil(state)
         torch.save(state, tmp_path / "state.pt")
-        with pytest.raises(CheckpointError, match=r"state.pt: not the whole state of a run \('average'\); use a new"):
+        with pytest.raises(CheckpointError, match=rf"state.pt: {message}.*; use a new --out, or --no-resume"):
             train(SIX_STEPS, [(data, None)], tmp_path)
 
     @pytest.mark.parametrize(
