@@ -23,8 +23,13 @@ from training.stream import Stream, StreamConfig
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_dataset(tmp_path_factory.mktemp("data") / "a", {"train": 9, "validation": 3}, frames=12)
+def heard(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    return audible(tmp_path_factory.mktemp("data"), train=9, frames=12)
+
+
+@pytest.fixture(scope="module")
+def data(heard: tuple[Path, Path]) -> Path:
+    return heard[0]
 
 
 @pytest.fixture(scope="module")
@@ -53,28 +58,24 @@ def test_two_processes_give_the_curve_of_one(
 
 
 @pytest.mark.slow
-def test_the_number_of_processes_may_change_on_the_way(recipe: Path, data: Path, alone: Path, tmp_path: Path) -> None:
+def test_the_number_of_processes_may_change_on_the_way(
+    recipe: Path, heard: tuple[Path, Path], alone: Path, tmp_path: Path
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    data, codec = heard
     for steps, processes, options in (
-        (14, 2, ["--parallel", "fsdp"]),
+        (14, 2, ["--parallel", "fsdp", "--tensorboard", "true", "--listen_every", "7", "--codec", str(codec)]),
         (28, 1, []),
         (50, 2, []),
     ):
         run(command(recipe, data, tmp_path, "--steps", str(steps), *options, processes=processes))
     np.testing.assert_allclose(losses(tmp_path), losses(alone), rtol=0, atol=1e-5)
-
-
-@pytest.mark.slow
-def test_samples_of_a_sharded_network_are_to_be_heard(tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    data, codec = audible(tmp_path)
-    recipe = write_recipe(tmp_path / "toy.yaml", steps=4, tensorboard=True, listen_every=2, codec=str(codec))
-    run(command(recipe, data, tmp_path / "run", "--parallel", "fsdp", processes=2))
-    events = EventAccumulator(str(tmp_path / "run/tensorboard"), size_guidance={"audio": 0})
+    events = EventAccumulator(str(tmp_path / "tensorboard"), size_guidance={"audio": 0})
     events.Reload()
-    heard = {tag: [event.step for event in events.Audio(tag)] for tag in events.Tags()["audio"]}
-    assert len(heard) == 8
-    assert heard["extract/source"] == heard["generate/mix"] == [2, 4]
+    samples = {tag: [event.step for event in events.Audio(tag)] for tag in events.Tags()["audio"]}
+    assert len(samples) == 8, "of the sharded network too, which all processes must run together"
+    assert samples["extract/source"] == samples["generate/mix"] == [7, 14]
 
 
 @pytest.mark.slow

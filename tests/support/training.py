@@ -38,13 +38,13 @@ def made(config: TrainConfig, data: Path, out: Path) -> tuple[Run, Prepared]:
     return Run(config, sets, stream.shares, out, ALONE), batch
 
 
-def audible(folder: Path) -> tuple[Path, Path]:
-    """A data set with validation windows, and the folder of the codec that its latents are of."""
+def audible(folder: Path, train: int = 4, frames: int = 80) -> tuple[Path, Path]:
+    """A data set with three validation windows, and the folder of the codec that its latents are of."""
     made = write_codec(folder / "codec", latent_channels=CHANNELS)
     codec = load_codec(str(made))
     known = {"identity": codec.identity, "spec": asdict(codec.spec)}
-    subsets = {"train": 4, "validation": 2}
-    return write_dataset(folder / "data", subsets, codec=known, latent_mean=(0.0,) * CHANNELS), made
+    subsets = {"train": train, "validation": 3}
+    return write_dataset(folder / "data", subsets, frames=frames, codec=known, latent_mean=(0.0,) * CHANNELS), made
 
 
 def metrics(out: Path) -> list[dict[str, float]]:
