@@ -15,6 +15,7 @@ from typing import Any
 from manifests.atomic import check_writable, write_json
 from manifests.errors import ConfigError, MGELDMError, StoreError
 from manifests.ray_address import ALONE, ray_address
+from mgeldm.model_folder import one_line
 from training.config import TrainConfig
 from training.loop import TrainSummary, open_data, train
 from training.run import Run
@@ -71,7 +72,7 @@ def train_on_ray(
         try:
             ray.init(address=address, logging_level=logging.WARNING, log_to_driver=True)
         except OSError as error:
-            raise ConfigError(f"{address}: no Ray cluster answers ({' '.join(str(error).split())[:300]})") from None
+            raise ConfigError(f"{address}: no Ray cluster answers ({one_line(error)})") from None
     stop.unlink(missing_ok=True)
     fresh = out / _FRESH
     if resume:

@@ -282,9 +282,9 @@ def _check_statistics(data: str, card: DatasetCard) -> None:
     """Raises ShardError when latents cannot be normalised by a card."""
     channels = card.codec["spec"]["latent_channels"]
     values = [*card.latent_mean, *card.latent_std]
-    whole = {len(card.latent_mean), len(card.latent_std)} == {channels}
+    complete = {len(card.latent_mean), len(card.latent_std)} == {channels}
     numbers = all(isinstance(value, int | float) and math.isfinite(value) for value in values)
-    if not whole or not numbers or min(np.float32(value) for value in card.latent_std) <= 0:
+    if not complete or not numbers or min(np.float32(value) for value in card.latent_std) <= 0:
         raise ShardError(
             f"{data}/{CARD_FILE}: latent_mean and latent_std must be {channels} numbers each, and no deviation 0 "
             "(a channel that never changes); `mgeldm encode` writes them anew"
